@@ -1,0 +1,1 @@
+"""SQL and JSON schemas of hybrid_memory, shipped as package data."""

@@ -1,0 +1,22 @@
+"""What every test shares."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+
+import pytest
+
+EXIT_THREADS_LEFT = 1
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End a run that left threads behind, and say so: a connection nobody closed would keep the process for ever."""
+    del config
+    left = [t.name for t in threading.enumerate() if t is not threading.main_thread() and not t.daemon]
+    if left:
+        sys.stderr.write(f"error: threads are left after the last test: {', '.join(left)}\n")
+        sys.stderr.flush()
+        sys.stdout.flush()
+        os._exit(EXIT_THREADS_LEFT)

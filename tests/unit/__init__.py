@@ -1,0 +1,1 @@
+"""Claims about decisions: no database, no file, no task."""
