@@ -1,0 +1,162 @@
+-- The hot tier: one file per process. Two parts with different worth:
+--   the cache  (users, generations, nodes, relationships, vectors, receipts) may be thrown away and loaded again from Postgres;
+--   the rest   (meta, outbox, dead_letters, transient, checkpoints) exists nowhere else and may not.
+-- Times are microseconds since the epoch. Text is stored as text so that a load needs no conversion.
+
+create table meta (
+    key text primary key not null,
+    value text not null
+) strict, without rowid;
+
+-- One row for each user held. A load fills a new user_no out of sight; pointing this row at it shows it in one step.
+create table users (
+    user_id text primary key not null,
+    user_no integer not null unique,
+    epoch text,
+    rev integer not null default 0,
+    -- The last erasure known; -1 while Postgres has not been asked.
+    erased_rev integer not null default -1,
+    timeline integer not null default 0,
+    complete integer not null default 0,
+    loaded_at integer,
+    confirmed_at integer,
+    last_used_at integer not null
+) strict, without rowid;
+
+-- Generations out of sight: loads not finished, and copies that were replaced or evicted. Swept in small steps.
+create table generations (
+    user_no integer primary key not null
+) strict;
+
+-- row_id = user_no * 2^32 + a number within the user: a user's rows lie together.
+create table nodes (
+    row_id integer primary key not null,
+    user_no integer not null,
+    node_id text not null,
+    namespace text not null,
+    key text,
+    context_type text not null,
+    content text not null,
+    row_hash text not null,
+    text_content text not null,
+    summary text,
+    tags text not null,
+    importance real not null,
+    entity_system text,
+    entity_id text,
+    entity_type text,
+    session_id text,
+    source_agent text,
+    created_at integer not null,
+    updated_at integer not null,
+    expires_at integer,
+    last_accessed_at integer,
+    access_count integer not null default 0,
+    deleted_at integer,
+    stamp integer not null,
+    rev integer not null
+) strict;
+create unique index nodes_by_id on nodes (user_no, node_id);
+create index nodes_by_creation on nodes (user_no, created_at, row_id);
+create index nodes_by_entity on nodes (user_no, entity_system, entity_id) where entity_system is not null;
+create index nodes_by_expiry on nodes (expires_at) where expires_at is not null;
+
+create table relationships (
+    row_id integer primary key not null,
+    user_no integer not null,
+    relationship_id text not null,
+    source_id text not null,
+    target_id text not null,
+    relationship_type text not null,
+    weight real not null,
+    properties text not null,
+    row_hash text not null,
+    valid_from integer,
+    valid_to integer,
+    created_at integer not null,
+    updated_at integer not null,
+    deleted_at integer,
+    stamp integer not null,
+    rev integer not null
+) strict;
+create unique index relationships_by_source on relationships (user_no, source_id, relationship_type, target_id);
+create index relationships_by_target on relationships (user_no, target_id);
+
+create table vectors (
+    user_no integer not null,
+    node_id text not null,
+    model text not null,
+    dimensions integer not null,
+    embedding blob not null,
+    text_hash text not null,
+    rev integer not null,
+    primary key (user_no, node_id, model)
+) strict;
+
+-- seq is gap-free and never used twice; `meta.last_seq` remembers it when the queue is empty.
+create table outbox (
+    seq integer primary key not null,
+    op_id text not null,
+    user_id text not null,
+    kind text not null check (kind in ('node', 'relationship', 'erase')),
+    entity_id text not null,
+    -- What the operation was made on: 0 nothing, above 0 that revision, below 0 our own operation of that number.
+    base integer not null,
+    -- By how much it changes the count of live rows: 1, 0, or -1 for a burial.
+    delta integer not null,
+    stamp integer not null,
+    payload text not null,
+    accepted_at integer not null
+) strict;
+create index outbox_by_entity on outbox (user_id, entity_id);
+
+create table dead_letters (
+    op_id text primary key not null,
+    seq integer not null,
+    user_id text not null,
+    kind text not null,
+    entity_id text not null,
+    base integer not null,
+    delta integer not null,
+    stamp integer not null,
+    payload text not null,
+    accepted_at integer not null,
+    died_at integer not null,
+    sqlstate text not null,
+    reason text not null
+) strict, without rowid;
+
+create table receipts (
+    op_id text primary key not null,
+    user_id text not null,
+    entity_id text not null,
+    rev integer,
+    verdict text not null,
+    decided_at integer not null
+) strict, without rowid;
+create index receipts_by_age on receipts (decided_at);
+
+create table threads (
+    thread_id text primary key not null,
+    last_used_at integer not null
+) strict, without rowid;
+
+create table transient (
+    thread_id text not null,
+    node_id text not null,
+    context_type text not null,
+    content text not null,
+    created_at integer not null,
+    expires_at integer,
+    primary key (thread_id, node_id)
+) strict, without rowid;
+create index transient_by_expiry on transient (expires_at) where expires_at is not null;
+
+create table checkpoints (
+    thread_id text not null,
+    checkpoint_id text not null,
+    parent_id text,
+    state text not null,
+    created_at integer not null,
+    primary key (thread_id, checkpoint_id)
+) strict;
