@@ -1,0 +1,61 @@
+"""Which queued operations may travel in one transaction: pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from hybrid_memory.changes import Kind, Operation
+from hybrid_memory.payloads import carried_relationship
+
+
+@dataclass(slots=True)
+class _User:
+    touched: set[str] = field(default_factory=set[str])
+    buried: set[str] = field(default_factory=set[str])
+    closed: bool = False
+
+
+def cut(operations: Iterable[Operation]) -> tuple[list[Operation], set[str]]:
+    """The operations that may go together, in order, and the users some of whose operations must wait.
+
+    In one transaction nodes are written before relationships, and no row twice. So a user's operations end for this
+    batch before one that touches an entity again, that relates a node buried before it, or that follows an erasure;
+    an erasure itself travels alone.
+    """
+    taken: list[Operation] = []
+    users: dict[str, _User] = {}
+    for operation in operations:
+        user = users.setdefault(operation.user_id, _User())
+        if user.closed or not _fits(user, operation):
+            user.closed = True
+            continue
+        user.touched.add(operation.entity_id)
+        if operation.kind is Kind.ERASE:
+            user.touched.add("")
+        elif operation.kind is Kind.NODE and operation.delta < 0:
+            user.buried.add(operation.entity_id)
+        taken.append(operation)
+    return taken, {user_id for user_id, user in users.items() if user.closed}
+
+
+def _fits(user: _User, operation: Operation) -> bool:
+    if operation.entity_id in user.touched or "" in user.touched:
+        return False
+    if operation.kind is Kind.ERASE:
+        return not user.touched
+    if operation.kind is Kind.RELATIONSHIP and user.buried:
+        row, _ = carried_relationship(operation.payload)
+        return row.source_id not in user.buried and row.target_id not in user.buried
+    return True
+
+
+def halves(operations: list[Operation]) -> list[list[Operation]]:
+    """Split what failed as a whole: by user where there are several, else in the middle."""
+    by_user: dict[str, list[Operation]] = {}
+    for operation in operations:
+        by_user.setdefault(operation.user_id, []).append(operation)
+    if len(by_user) > 1:
+        return list(by_user.values())
+    middle = len(operations) // 2
+    return [operations[:middle], operations[middle:]]

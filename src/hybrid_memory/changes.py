@@ -1,0 +1,301 @@
+"""The operations that flow to Postgres, and who wins when two writers meet: pure, one implementation for both tiers."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import TypeAlias, cast
+
+import orjson
+
+from hybrid_memory.graph import JsonValue, NodeId
+
+JsonObject: TypeAlias = "dict[str, JsonValue]"
+
+
+class Rule(StrEnum):
+    """What happens when the row changed since the writer last saw it."""
+
+    APPEND = "append"
+    """Ids are unique, no conflict can occur."""
+    MERGE = "merge"
+    """The change is a JSON merge patch (RFC 7396) laid over whatever is there."""
+    REPLACE = "replace"
+    """The later stamp wins; the loser goes to history."""
+    COMPARE = "compare"
+    """Rejected unless the row is the one the writer expected."""
+
+
+class Kind(StrEnum):
+    """What an operation is about."""
+
+    NODE = "node"
+    RELATIONSHIP = "relationship"
+    ERASE = "erase"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeRow:
+    """A node as both tiers store it: JSON as canonical text, times in microseconds since the epoch."""
+
+    node_id: NodeId
+    namespace: str
+    key: str | None
+    context_type: str
+    content: str
+    row_hash: str
+    text_content: str
+    summary: str | None
+    tags: str
+    importance: float
+    entity_system: str | None
+    entity_id: str | None
+    entity_type: str | None
+    session_id: str | None
+    source_agent: str | None
+    created_at: int
+    updated_at: int
+    expires_at: int | None
+    deleted_at: int | None
+    stamp: int
+    rev: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelationshipRow:
+    """A relationship as both tiers store it."""
+
+    relationship_id: str
+    source_id: str
+    target_id: str
+    relationship_type: str
+    weight: float
+    properties: str
+    row_hash: str
+    valid_from: int | None
+    valid_to: int | None
+    created_at: int
+    updated_at: int
+    deleted_at: int | None
+    stamp: int
+    rev: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeChange:
+    """A validated wish to store a node. Fields left None keep what an existing node has."""
+
+    node_id: NodeId
+    namespace: str
+    key: str | None
+    context_type: str
+    content: str
+    text_content: str
+    summary: str | None
+    tags: str | None
+    importance: float | None
+    entity_system: str | None = None
+    entity_id: str | None = None
+    entity_type: str | None = None
+    session_id: str | None = None
+    source_agent: str | None = None
+    created_at: int | None = None
+    expires_at: int | None = None
+    rule: Rule
+    expected_rev: int | None = None
+    fresh: bool = False
+    """The id was made for this change, so no row can have it yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelationshipChange:
+    """A validated wish to store a relationship."""
+
+    relationship_id: str
+    source_id: NodeId
+    target_id: NodeId
+    relationship_type: str
+    weight: float
+    properties: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """A queued change: `payload` is the JSON object that Postgres reads, frozen when the change was accepted.
+
+    `base` is what it was made on (0 nothing, above 0 that revision of the row, below 0 our own operation of that
+    number), `delta` by how much it changes the count of live rows (-1 for a burial).
+    """
+
+    seq: int
+    op_id: str
+    user_id: str
+    kind: Kind
+    entity_id: str
+    base: int
+    delta: int
+    stamp: int
+    payload: str
+    accepted_at: int
+
+
+DEFAULT_IMPORTANCE = 0.5
+
+
+def _hash(values: list[object]) -> str:
+    return hashlib.sha256(orjson.dumps(values)).hexdigest()
+
+
+def node_hash(row: NodeRow) -> str:
+    """SHA-256 (hex) over what a reader can see of the node; revisions, stamps and access counters are left out."""
+    return _hash(
+        [
+            row.namespace,
+            row.key,
+            row.context_type,
+            row.content,
+            row.text_content,
+            row.summary,
+            row.tags,
+            row.importance,
+            row.entity_system,
+            row.entity_id,
+            row.entity_type,
+            row.session_id,
+            row.source_agent,
+            row.created_at,
+            row.expires_at,
+        ]
+    )
+
+
+def relationship_hash(row: RelationshipRow) -> str:
+    """SHA-256 (hex) over what a reader can see of the relationship."""
+    return _hash(
+        [
+            row.source_id,
+            row.target_id,
+            row.relationship_type,
+            row.weight,
+            row.properties,
+            row.valid_from,
+            row.valid_to,
+            row.created_at,
+        ]
+    )
+
+
+def merge_patch(target: JsonValue, patch: JsonValue) -> JsonValue:
+    """Lay `patch` over `target` as RFC 7396 says: null removes a member, objects merge, all else replaces."""
+    if not isinstance(patch, dict):
+        return patch
+    merged: JsonObject = dict(target) if isinstance(target, dict) else {}
+    for name, value in patch.items():
+        if value is None:
+            merged.pop(name, None)
+        else:
+            merged[name] = merge_patch(merged.get(name), value)
+    return merged
+
+
+def merge_text(target: str, patch: str) -> str:
+    """`merge_patch` on canonical JSON text."""
+    merged = merge_patch(cast("JsonValue", orjson.loads(target)), cast("JsonValue", orjson.loads(patch)))
+    return orjson.dumps(merged, option=orjson.OPT_SORT_KEYS).decode()
+
+
+def merge_tags(first: str, second: str) -> str:
+    """The union of two JSON arrays of tags, in order of first appearance."""
+    if second in {first, "[]"}:
+        return first
+    both = cast("list[str]", orjson.loads(first)) + cast("list[str]", orjson.loads(second))
+    return orjson.dumps(list(dict.fromkeys(both))).decode()
+
+
+def searchable_text(content: JsonValue) -> str:
+    """What search sees of a content: its strings, depth first, a line each."""
+    found: list[str] = []
+    _gather(content, found)
+    return "\n".join(found)
+
+
+def _gather(value: JsonValue, found: list[str]) -> None:
+    if isinstance(value, str):
+        found.append(value)
+    elif isinstance(value, dict):
+        for item in value.values():
+            _gather(item, found)
+    elif isinstance(value, list):
+        for item in value:
+            _gather(item, found)
+
+
+def node_row(change: NodeChange, existing: NodeRow | None, *, now_us: int, stamp: int) -> NodeRow:
+    """The row a change makes of what is there locally. A tombstone counts as absent but lends its creation time."""
+    live = existing if existing is not None and existing.deleted_at is None else None
+    content, text = change.content, change.text_content
+    if live is not None and change.rule is Rule.MERGE:
+        content = merge_text(live.content, change.content)
+        text = searchable_text(cast("JsonValue", orjson.loads(content)))
+    tags = change.tags or (live.tags if live else "[]")
+    if live is not None and change.rule is Rule.MERGE and change.tags is not None:
+        tags = merge_tags(live.tags, change.tags)
+    row = NodeRow(
+        node_id=change.node_id,
+        namespace=change.namespace,
+        key=_kept(change.key, live.key if live else None),
+        context_type=change.context_type,
+        content=content,
+        row_hash="",
+        text_content=text,
+        summary=_kept(change.summary, live.summary if live else None),
+        tags=tags,
+        importance=_importance(change.importance, live),
+        entity_system=_kept(change.entity_system, live.entity_system if live else None),
+        entity_id=_kept(change.entity_id, live.entity_id if live else None),
+        entity_type=_kept(change.entity_type, live.entity_type if live else None),
+        session_id=_kept(change.session_id, live.session_id if live else None),
+        source_agent=_kept(change.source_agent, live.source_agent if live else None),
+        created_at=live.created_at if live else change.created_at or now_us,
+        updated_at=now_us,
+        expires_at=change.expires_at,
+        deleted_at=None,
+        stamp=stamp,
+        rev=existing.rev if existing else 0,
+    )
+    return replace(row, row_hash=node_hash(row))
+
+
+def _kept(wished: str | None, present: str | None) -> str | None:
+    return present if wished is None else wished
+
+
+def _importance(wished: float | None, live: NodeRow | None) -> float:
+    if wished is not None:
+        return wished
+    return live.importance if live else DEFAULT_IMPORTANCE
+
+
+def relationship_row(
+    change: RelationshipChange, existing: RelationshipRow | None, *, now_us: int, stamp: int
+) -> RelationshipRow:
+    """The row a change makes of what is there locally."""
+    live = existing if existing is not None and existing.deleted_at is None else None
+    row = RelationshipRow(
+        relationship_id=change.relationship_id,
+        source_id=change.source_id,
+        target_id=change.target_id,
+        relationship_type=change.relationship_type,
+        weight=change.weight,
+        properties=change.properties,
+        row_hash="",
+        valid_from=live.valid_from if live else None,
+        valid_to=live.valid_to if live else None,
+        created_at=live.created_at if live else now_us,
+        updated_at=now_us,
+        deleted_at=None,
+        stamp=stamp,
+        rev=existing.rev if existing else 0,
+    )
+    return replace(row, row_hash=relationship_hash(row))

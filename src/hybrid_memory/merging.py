@@ -1,0 +1,103 @@
+"""Who wins when an operation meets a row its writer had not seen: pure functions with one table of cases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from hybrid_memory.changes import (
+    NodeRow,
+    RelationshipRow,
+    Rule,
+    merge_tags,
+    merge_text,
+    node_hash,
+    searchable_text,
+)
+from hybrid_memory.graph import Verdict
+from hybrid_memory.jsontext import decode
+from hybrid_memory.payloads import CarriedNode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeDecision:
+    """`row` is what shall stand from now on (None: what stands, stays); `lost` says the change's content lost."""
+
+    verdict: Verdict
+    row: NodeRow | None
+    lost: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelationshipDecision:
+    """`row` is what shall stand from now on; None leaves what stands."""
+
+    verdict: Verdict
+    row: RelationshipRow | None
+
+
+def decide_node(carried: CarriedNode, current: NodeRow | None, *, seen: bool) -> NodeDecision:
+    """Decide a node operation. `seen` says that its writer had seen exactly the row that stands.
+
+    | what stands | the operation | outcome |
+    |---|---|---|
+    | nothing, or what the writer saw | any | applied |
+    | a live row it did not see | compare | rejected |
+    | a tombstone it did not see | revives | applied |
+    | a tombstone it did not see | any other | superseded: delete wins |
+    | a live row it did not see | deletes | applied: delete wins, over the content that stands |
+    | a live row it did not see | merge | merged field by field |
+    | a live row it did not see | append, replace | the later stamp wins |
+    """
+    row = carried.row
+    if current is None or seen:
+        return NodeDecision(verdict=Verdict.APPLIED, row=row)
+    if carried.rule is Rule.COMPARE:
+        return NodeDecision(verdict=Verdict.REJECTED, row=None, lost=True)
+    if current.deleted_at is not None:
+        if carried.revive and row.deleted_at is None:
+            return NodeDecision(verdict=Verdict.APPLIED, row=row)
+        return NodeDecision(verdict=Verdict.SUPERSEDED, row=None, lost=row.deleted_at is None)
+    if row.deleted_at is not None:
+        tomb = replace(current, deleted_at=row.deleted_at, updated_at=row.updated_at, stamp=row.stamp)
+        return NodeDecision(verdict=Verdict.APPLIED, row=tomb)
+    if carried.rule is Rule.MERGE and carried.patch is not None:
+        return NodeDecision(verdict=Verdict.MERGED, row=_merged(carried, carried.patch, current))
+    if row.row_hash == current.row_hash:
+        return NodeDecision(verdict=Verdict.SUPERSEDED, row=None)
+    if row.stamp > current.stamp:
+        return NodeDecision(verdict=Verdict.APPLIED, row=row)
+    return NodeDecision(verdict=Verdict.SUPERSEDED, row=None, lost=True)
+
+
+def _merged(carried: CarriedNode, patch: str, current: NodeRow) -> NodeRow:
+    row = carried.row
+    # Laid over in stamp order, so that two replicas merging the same two changes agree field by field.
+    later = row.stamp > current.stamp
+    content = merge_text(current.content, patch) if later else merge_text(merge_text("{}", patch), current.content)
+    newer, older = (row, current) if later else (current, row)
+    merged = replace(
+        newer,
+        content=content,
+        text_content=searchable_text(decode(content)),
+        summary=newer.summary if newer.summary is not None else older.summary,
+        tags=merge_tags(current.tags, row.tags),
+        importance=max(row.importance, current.importance),
+        created_at=min(row.created_at, current.created_at),
+        updated_at=max(row.updated_at, current.updated_at),
+        stamp=max(row.stamp, current.stamp),
+        rev=0,
+    )
+    return replace(merged, row_hash=node_hash(merged))
+
+
+def decide_relationship(
+    row: RelationshipRow, current: RelationshipRow | None, *, seen: bool, revive: bool
+) -> RelationshipDecision:
+    """Decide a relationship operation: delete wins unless revived, else the later stamp."""
+    if current is None or seen:
+        return RelationshipDecision(verdict=Verdict.APPLIED, row=row)
+    if current.deleted_at is not None and not (revive and row.deleted_at is None):
+        return RelationshipDecision(verdict=Verdict.SUPERSEDED, row=None)
+    if row.deleted_at is not None or revive or row.stamp > current.stamp:
+        return RelationshipDecision(verdict=Verdict.APPLIED, row=row)
+    return RelationshipDecision(verdict=Verdict.SUPERSEDED, row=None)

@@ -1,0 +1,145 @@
+"""How an operation's row travels: the JSON object that is frozen in the queue and read by Postgres."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import orjson
+
+from hybrid_memory.changes import JsonObject, NodeRow, RelationshipRow, Rule
+from hybrid_memory.graph import JsonValue, NodeId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CarriedNode:
+    """A node as an operation carries it: the full row its writer wished for, and what decides a conflict."""
+
+    row: NodeRow
+    rule: Rule
+    patch: str | None
+    revive: bool
+
+
+_OPTIONAL_NODE = (
+    "key",
+    "summary",
+    "entity_system",
+    "entity_id",
+    "entity_type",
+    "session_id",
+    "source_agent",
+    "expires_at",
+    "deleted_at",
+)
+
+
+def node_payload(user_id: str, row: NodeRow, *, rule: Rule, patch: str | None = None, revive: bool = False) -> str:
+    """The JSON object that carries a node to Postgres. Absent members are null there."""
+    members: JsonObject = {
+        "user_id": user_id,
+        "node_id": row.node_id,
+        "namespace": row.namespace,
+        "context_type": row.context_type,
+        "content": cast("JsonValue", orjson.Fragment(row.content)),
+        "row_hash": row.row_hash,
+        "text_content": row.text_content,
+        "tags": cast("JsonValue", orjson.Fragment(row.tags)),
+        "importance": row.importance,
+        "created_at": row.created_at,
+        "updated_at": row.updated_at,
+        "stamp": row.stamp,
+        "rule": rule.value,
+    }
+    for name in _OPTIONAL_NODE:
+        value = cast("JsonValue", getattr(row, name))
+        if value is not None:
+            members[name] = value
+    if patch is not None:
+        # As text, so that it is read back exactly as it was frozen.
+        members["patch"] = patch
+    if revive:
+        members["revive"] = True
+    return orjson.dumps(members).decode()
+
+
+def carried_node(payload: str) -> CarriedNode:
+    """Read back what `node_payload` wrote."""
+    members = cast("dict[str, JsonValue]", orjson.loads(payload))
+    row = NodeRow(
+        node_id=NodeId(cast("str", members["node_id"])),
+        namespace=cast("str", members["namespace"]),
+        key=cast("str | None", members.get("key")),
+        context_type=cast("str", members["context_type"]),
+        content=_text(members["content"]),
+        row_hash=cast("str", members["row_hash"]),
+        text_content=cast("str", members["text_content"]),
+        summary=cast("str | None", members.get("summary")),
+        tags=_text(members["tags"]),
+        importance=cast("float", members["importance"]),
+        entity_system=cast("str | None", members.get("entity_system")),
+        entity_id=cast("str | None", members.get("entity_id")),
+        entity_type=cast("str | None", members.get("entity_type")),
+        session_id=cast("str | None", members.get("session_id")),
+        source_agent=cast("str | None", members.get("source_agent")),
+        created_at=cast("int", members["created_at"]),
+        updated_at=cast("int", members["updated_at"]),
+        expires_at=cast("int | None", members.get("expires_at")),
+        deleted_at=cast("int | None", members.get("deleted_at")),
+        stamp=cast("int", members["stamp"]),
+        rev=0,
+    )
+    return CarriedNode(
+        row=row,
+        rule=Rule(cast("str", members["rule"])),
+        patch=cast("str | None", members.get("patch")),
+        revive=members.get("revive") is True,
+    )
+
+
+def _text(value: JsonValue) -> str:
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
+
+
+def relationship_payload(user_id: str, row: RelationshipRow, *, revive: bool = False) -> str:
+    """The JSON object that carries a relationship to Postgres. Absent members are null there."""
+    members: JsonObject = {
+        "user_id": user_id,
+        "relationship_id": row.relationship_id,
+        "source_id": row.source_id,
+        "target_id": row.target_id,
+        "relationship_type": row.relationship_type,
+        "weight": row.weight,
+        "properties": cast("JsonValue", orjson.Fragment(row.properties)),
+        "row_hash": row.row_hash,
+        "valid_from": row.valid_from,
+        "valid_to": row.valid_to,
+        "created_at": row.created_at,
+        "updated_at": row.updated_at,
+        "deleted_at": row.deleted_at,
+        "stamp": row.stamp,
+        "revive": revive,
+    }
+    return orjson.dumps(members).decode()
+
+
+def carried_relationship(payload: str) -> tuple[RelationshipRow, bool]:
+    """Read back what `relationship_payload` wrote: the row, and whether it knowingly revives a tombstone."""
+    members = cast("dict[str, JsonValue]", orjson.loads(payload))
+    row = RelationshipRow(
+        relationship_id=cast("str", members["relationship_id"]),
+        source_id=cast("str", members["source_id"]),
+        target_id=cast("str", members["target_id"]),
+        relationship_type=cast("str", members["relationship_type"]),
+        weight=cast("float", members["weight"]),
+        properties=_text(members["properties"]),
+        row_hash=cast("str", members["row_hash"]),
+        valid_from=cast("int | None", members["valid_from"]),
+        valid_to=cast("int | None", members["valid_to"]),
+        created_at=cast("int", members["created_at"]),
+        updated_at=cast("int", members["updated_at"]),
+        deleted_at=cast("int | None", members["deleted_at"]),
+        stamp=cast("int", members["stamp"]),
+        rev=0,
+    )
+    return row, members["revive"] is True
