@@ -1,0 +1,318 @@
+"""Reads of the local copy. Point reads run inline (7 µs; a thread hop costs 30 to 117), scans on the reader thread."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import sqlite3
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import cast
+
+import orjson
+
+from hybrid_memory.clock import Clock
+from hybrid_memory.errors import InvalidInput
+from hybrid_memory.filters import Predicate, to_sqlite
+from hybrid_memory.graph import Digest, Direction, Hit, MemoryNode, Neighbour, NodeId, Page
+from hybrid_memory.ports import Cursor, Listing
+from hybrid_memory.sqlite.database import Database
+from hybrid_memory.sqlite.rows import SqlRow, memory_node, relationship
+from hybrid_memory.sqlite.search_index import SearchIndexes
+from hybrid_memory.sqlite.search_text import match_expression
+
+# How many candidates of the text index are looked at first for each result wanted; filters may use up the rest.
+CANDIDATES_PER_HIT = 8
+MAX_CANDIDATES = 100_000
+# bm25 sums are open-ended; s / (s + 5) maps them to 0..1 in order, with a middling match near one half.
+HALF_SCORE = 5.0
+
+_ORDERS = ("created_at", "updated_at", "importance")
+
+_NODE = (
+    "n.node_id, n.namespace, n.key, n.context_type, n.content, n.text_content, n.summary, n.tags, n.importance,"
+    " n.entity_system, n.entity_id, n.entity_type, n.session_id, n.source_agent, n.rev, n.created_at, n.updated_at,"
+    " n.expires_at"
+)
+_NODE_WIDTH = 18
+# Only whole column lists of this module are put together below; every value is bound.
+_GET = f"select {_NODE} from nodes n where n.user_no = ? and n.node_id = ? and n.deleted_at is null"  # noqa: S608 - constants only
+_EXPIRES_AT = 17
+
+_EDGE = (
+    "r.relationship_id, r.source_id, r.target_id, r.relationship_type, r.weight, r.properties, r.row_hash,"
+    " r.valid_from, r.valid_to, r.created_at, r.updated_at, r.deleted_at, r.stamp, r.rev"
+)
+_OUTWARD = (
+    f"select {_NODE}, {_EDGE} from json_each(?1) f"  # noqa: S608 - constants only
+    " join relationships r on r.user_no = ?2 and r.source_id = f.value and r.deleted_at is null"
+    " join nodes n on n.user_no = ?2 and n.node_id = r.target_id and n.deleted_at is null"
+    " and (n.expires_at is null or n.expires_at > ?3)"
+)
+_INWARD = (
+    f"select {_NODE}, {_EDGE} from json_each(?1) f"  # noqa: S608 - constants only
+    " join relationships r on r.user_no = ?2 and r.target_id = f.value and r.deleted_at is null"
+    " join nodes n on n.user_no = ?2 and n.node_id = r.source_id and n.deleted_at is null"
+    " and (n.expires_at is null or n.expires_at > ?3)"
+)
+
+
+class SqliteHotTier:
+    """`HotTier` over the hot-tier file."""
+
+    def __init__(
+        self,
+        database: Database,
+        indexes: SearchIndexes,
+        clock: Clock,
+        settling_revs: Mapping[tuple[str, str], int],
+        queued_of: Callable[[str], int],
+    ) -> None:
+        self._database = database
+        self._point = database.point
+        self._indexes = indexes
+        self._clock = clock
+        self._settling_revs = settling_revs
+        self._queued_of = queued_of
+        self._user_nos: dict[str, int] = {}
+
+    def moved(self, user_id: str, user_no: int | None) -> None:
+        """Note that another generation of a user is visible now; None: the user is gone."""
+        former = self._user_nos.pop(user_id, None)
+        if user_no is not None:
+            self._user_nos[user_id] = user_no
+        if former is not None and former != user_no:
+            self._indexes.drop(former)
+
+    def get(self, user_id: str, node_id: NodeId) -> MemoryNode | None:
+        """The node, at once."""
+        user_no = self._user_nos.get(user_id)
+        if user_no is None and (user_no := self._place_of(user_id)) is None:
+            return None
+        try:
+            row = self._point.execute(_GET, (user_no, node_id)).fetchone()
+        except self._database.driver.errors as error:
+            raise self._database.driver.translate(error) from None
+        if row is None:
+            return None
+        expires_at = row[_EXPIRES_AT]
+        if expires_at is not None and expires_at <= self._clock.now_us():
+            return None
+        return self._numbered(memory_node(user_id, row))
+
+    def _numbered(self, node: MemoryNode) -> MemoryNode:
+        if self._settling_revs:
+            rev = self._settling_revs.get((node.user_id, node.node_id))
+            if rev is not None and rev > node.rev:
+                return replace(node, rev=rev)
+        return node
+
+    def _place_of(self, user_id: str) -> int | None:
+        user_no = self._user_nos.get(user_id)
+        if user_no is not None:
+            return user_no
+        row = self._point.execute("select user_no from users where user_id = ?", (user_id,)).fetchone()
+        if row is None:
+            return None
+        user_no = self._user_nos[user_id] = cast("int", row[0])
+        return user_no
+
+    def queued_of(self, user_id: str) -> int:
+        """How many of the user's operations wait for Postgres."""
+        return self._queued_of(user_id)
+
+    def cursor(self, user_id: str) -> Cursor | None:
+        """How far the user's copy has come, or None if nothing of the user is held."""
+        row = self._point.execute(
+            "select user_id, epoch, rev, erased_rev, timeline, complete, confirmed_at from users where user_id = ?",
+            (user_id,),
+        ).fetchone()
+        return None if row is None else _cursor(row)
+
+    def cursors(self) -> list[Cursor]:
+        """All users held."""
+        rows = self._point.execute(
+            "select user_id, epoch, rev, erased_rev, timeline, complete, confirmed_at from users"
+        ).fetchall()
+        return [_cursor(row) for row in rows]
+
+    async def page(self, user_id: str, listing: Listing) -> Page[MemoryNode]:
+        """One page of the user's nodes, from where the cursor left off."""
+        user_no = self._place_of(user_id)
+        if user_no is None:
+            return Page(items=(), next_cursor=None)
+        descending = listing.order.startswith("-")
+        column = listing.order.removeprefix("-")
+        if column not in _ORDERS:
+            raise InvalidInput("order", f"must be one of {', '.join(_ORDERS)}, with - in front for descending")
+        after = _read_cursor(listing.cursor, listing.order)
+        where, binds = to_sqlite(listing.predicate)
+        direction, beyond = ("desc", "<") if descending else ("asc", ">")
+        # The column comes from the closed list above, the condition from the filter language: all input is bound.
+        page_condition = f"and (n.{column}, n.row_id) {beyond} (?, ?)" if after else ""
+        statement = (
+            f"select {_NODE}, n.{column}, n.row_id from nodes n where n.user_no = ? and n.deleted_at is null"  # noqa: S608 - constants only
+            f" and (n.expires_at is null or n.expires_at > ?) and ({where}) {page_condition}"
+            f" order by n.{column} {direction}, n.row_id {direction} limit ?"
+        )
+        parameters = [user_no, self._clock.now_us(), *binds, *(after or ()), listing.limit + 1]
+        rows = await self._database.read(lambda connection: connection.execute(statement, parameters).fetchall())
+        more = len(rows) > listing.limit
+        rows = rows[: listing.limit]
+        items = tuple(self._numbered(memory_node(user_id, row[:_NODE_WIDTH])) for row in rows)
+        next_cursor = _write_cursor(listing.order, rows[-1][_NODE_WIDTH], rows[-1][-1]) if more else None
+        return Page(items=items, next_cursor=next_cursor)
+
+    async def search(self, user_id: str, text: str, predicate: Predicate, limit: int) -> list[Hit]:
+        """The nodes whose words fit `text` best, best first; no words, no hits."""
+        match = match_expression(text)
+        user_no = self._place_of(user_id)
+        if match is None or user_no is None:
+            return []
+        return await self._database.read(partial(self._search, user_id, user_no, match, predicate, limit))
+
+    def _search(
+        self, user_id: str, user_no: int, match: str, predicate: Predicate, limit: int, connection: sqlite3.Connection
+    ) -> list[Hit]:
+        wanted = limit * CANDIDATES_PER_HIT
+        where, binds = to_sqlite(predicate)
+        statement = (
+            f"select {_NODE}, n.row_id from json_each(?) c join nodes n on n.row_id = c.value"  # noqa: S608 - constants only
+            f" where n.deleted_at is null and (n.expires_at is null or n.expires_at > ?) and ({where})"
+        )
+        while True:
+            candidates = self._indexes.search(user_no, connection, match, wanted)
+            ids = orjson.dumps([row_id for row_id, _ in candidates]).decode()
+            rows = connection.execute(statement, [ids, self._clock.now_us(), *binds]).fetchall()
+            if len(rows) >= limit or len(candidates) < wanted or wanted >= MAX_CANDIDATES:
+                break
+            wanted *= CANDIDATES_PER_HIT
+        found = {cast("int", row[-1]): row for row in rows}
+        best = [(found[row_id], score) for row_id, score in candidates if row_id in found][:limit]
+        return [
+            Hit(node=self._numbered(memory_node(user_id, row[:_NODE_WIDTH])), score=score / (score + HALF_SCORE))
+            for row, score in best
+        ]
+
+    async def neighbours(
+        self,
+        user_id: str,
+        node_id: NodeId,
+        *,
+        depth: int,
+        types: frozenset[str] | None,
+        direction: Direction,
+        limit: int,
+    ) -> list[Neighbour]:
+        """The nodes within `depth` relationships, nearest first, then heaviest."""
+        user_no = self._place_of(user_id)
+        if user_no is None:
+            return []
+        statements = {"out": [_OUTWARD], "in": [_INWARD], "both": [_OUTWARD, _INWARD]}[direction]
+        walk = partial(self._walk, user_id, user_no, node_id, depth, types, statements, limit)
+        return await self._database.read(walk)
+
+    def _walk(
+        self,
+        user_id: str,
+        user_no: int,
+        node_id: NodeId,
+        depth: int,
+        types: frozenset[str] | None,
+        statements: list[str],
+        limit: int,
+        connection: sqlite3.Connection,
+    ) -> list[Neighbour]:
+        reached: set[str] = {node_id}
+        found: list[Neighbour] = []
+        frontier: list[str] = [node_id]
+        for step in range(1, depth + 1):
+            rows = self._step(connection, statements, user_no, frontier)
+            ring: dict[str, Neighbour] = {}
+            for row in rows:
+                edge = relationship(user_id, row[_NODE_WIDTH:])
+                if row[0] in reached or (types is not None and edge.relationship_type not in types):
+                    continue
+                heavier = row[0] not in ring or ring[row[0]].relationship.weight < edge.weight
+                if heavier:
+                    node = self._numbered(memory_node(user_id, row[:_NODE_WIDTH]))
+                    ring[row[0]] = Neighbour(node=node, relationship=edge, depth=step)
+            found += sorted(ring.values(), key=lambda n: (-n.relationship.weight, n.node.node_id))
+            reached |= ring.keys()
+            frontier = list(ring)
+            if not frontier or len(found) >= limit:
+                break
+        return found[:limit]
+
+    def _step(
+        self, connection: sqlite3.Connection, statements: list[str], user_no: int, frontier: list[str]
+    ) -> list[SqlRow]:
+        ids, now_us = orjson.dumps(frontier).decode(), self._clock.now_us()
+        rows: list[SqlRow] = []
+        for statement in statements:
+            rows += connection.execute(statement, (ids, user_no, now_us)).fetchall()
+        return rows
+
+    async def digest(self, user_id: str) -> Digest:
+        """XOR over live rows of the first 8 bytes (big-endian, signed) of sha256(id || rev || row_hash) of text."""
+        user_no = self._place_of(user_id)
+        if user_no is None:
+            return Digest(value=0, nodes=0, relationships=0)
+        return await self._database.read(partial(self._digest, user_no))
+
+    def _digest(self, user_no: int, connection: sqlite3.Connection) -> Digest:
+        nodes, node_count = _fingerprint(
+            connection.execute(
+                "select node_id || rev || row_hash from nodes where user_no = ? and deleted_at is null"
+                " and (expires_at is null or expires_at > ?)",
+                (user_no, self._clock.now_us()),
+            )
+        )
+        edges, edge_count = _fingerprint(
+            connection.execute(
+                "select relationship_id || rev || row_hash from relationships where user_no = ? and deleted_at is null",
+                (user_no,),
+            )
+        )
+        return Digest(value=nodes ^ edges, nodes=node_count, relationships=edge_count)
+
+
+def _fingerprint(rows: sqlite3.Cursor) -> tuple[int, int]:
+    value = count = 0
+    for (text,) in cast("list[tuple[str]]", rows.fetchall()):
+        value ^= int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)
+        count += 1
+    return value, count
+
+
+def _cursor(row: SqlRow) -> Cursor:
+    user_id, epoch, rev, erased_rev, timeline, complete, confirmed_at = row
+    return Cursor(
+        user_id=user_id,
+        epoch=epoch,
+        rev=rev,
+        erased_rev=erased_rev,
+        timeline=timeline,
+        complete=bool(complete),
+        confirmed_at=confirmed_at,
+    )
+
+
+def _write_cursor(order: str, value: object, row_id: int) -> str:
+    return base64.urlsafe_b64encode(orjson.dumps([order, value, row_id])).decode().rstrip("=")
+
+
+def _read_cursor(cursor: str | None, order: str) -> tuple[float, int] | None:
+    if cursor is None:
+        return None
+    try:
+        parts: object = orjson.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    except (binascii.Error, ValueError):
+        raise InvalidInput("cursor", "is not a cursor of this listing") from None
+    match parts:
+        case [str(of_order), int(value) | float(value), int(row_id)] if of_order == order:
+            return value, row_id
+        case _:
+            raise InvalidInput("cursor", "is not a cursor of this listing")

@@ -1,0 +1,153 @@
+"""What the writer must know between transactions: numbers given out, users' places, the size of the queue."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass, field
+from typing import cast
+
+from hybrid_memory.clock import Clock, IdSource, StampClock
+from hybrid_memory.sqlite.rows import ROW_BLOCK_BITS
+
+
+@dataclass(slots=True)
+class Queue:
+    """Counts of the queue. Read from other threads for information, so each is one plain number."""
+
+    entries: int = 0
+    payload_bytes: int = 0
+    dead_letters: int = 0
+
+
+@dataclass(slots=True)
+class _Numbers:
+    last_seq: int
+    saved_seq: int
+    next_user_no: int
+    user_nos: dict[str, int] = field(default_factory=dict[str, int])
+    next_rows: dict[int, int] = field(default_factory=dict[int, int])
+
+
+class Ledger:
+    """In-memory state of the writer's thread. It is read from the file and forgotten whenever a transaction fails.
+
+    Only transactions touch it, so it never holds a number that was not committed with its row.
+    """
+
+    def __init__(self, clock: Clock, ids: IdSource) -> None:
+        self._clock = clock
+        self._ids = ids
+        self._numbers: _Numbers | None = None
+        self._stamps = StampClock(clock)
+        self.queue = Queue()
+
+    def now_us(self) -> int:
+        """Wall-clock microseconds."""
+        return self._clock.now_us()
+
+    def new_id(self) -> str:
+        """A fresh id."""
+        return self._ids.new()
+
+    def next_stamp(self) -> int:
+        """A stamp later than all made or seen."""
+        return self._stamps.next()
+
+    def observe(self, stamp: int) -> None:
+        """Take in a stamp of another writer."""
+        self._stamps.observe(stamp)
+
+    def next_seq(self, connection: sqlite3.Connection) -> int:
+        """The next number of the queue; gap-free, for a failed transaction gives its numbers back."""
+        numbers = self._read(connection)
+        numbers.last_seq += 1
+        return numbers.last_seq
+
+    def known_user_no(self, connection: sqlite3.Connection, user_id: str) -> int | None:
+        """The visible generation of a user."""
+        numbers = self._read(connection)
+        user_no = numbers.user_nos.get(user_id)
+        if user_no is None:
+            row = connection.execute("select user_no from users where user_id = ?", (user_id,)).fetchone()
+            if row is None:
+                return None
+            user_no = numbers.user_nos[user_id] = cast("int", row[0])
+        return user_no
+
+    def user_no(self, connection: sqlite3.Connection, user_id: str) -> int:
+        """The visible generation of a user; an empty, incomplete one is begun where there is none."""
+        known = self.known_user_no(connection, user_id)
+        if known is not None:
+            return known
+        user_no = self.new_user_no(connection)
+        connection.execute(
+            "insert into users (user_id, user_no, last_used_at) values (?, ?, ?)", (user_id, user_no, self.now_us())
+        )
+        self._read(connection).user_nos[user_id] = user_no
+        return user_no
+
+    def new_user_no(self, connection: sqlite3.Connection) -> int:
+        """A generation number never used in this file while rows of it may remain."""
+        numbers = self._read(connection)
+        numbers.next_user_no += 1
+        return numbers.next_user_no - 1
+
+    def show(self, connection: sqlite3.Connection, user_id: str, user_no: int | None) -> None:
+        """Remember that a user's visible generation changed, or that the user is gone."""
+        numbers = self._read(connection)
+        numbers.user_nos.pop(user_id, None)
+        if user_no is not None:
+            numbers.user_nos[user_id] = user_no
+
+    def next_row_id(self, connection: sqlite3.Connection, user_no: int, count: int = 1) -> int:
+        """The first of `count` row ids in a generation's block, for nodes and relationships alike."""
+        numbers = self._read(connection)
+        first = numbers.next_rows.get(user_no)
+        if first is None:
+            low, high = user_no << ROW_BLOCK_BITS, (user_no + 1) << ROW_BLOCK_BITS
+            row = connection.execute(
+                "select max((select coalesce(max(row_id), ?1) from nodes where row_id >= ?1 and row_id < ?2),"
+                " (select coalesce(max(row_id), ?1) from relationships where row_id >= ?1 and row_id < ?2))",
+                (low, high),
+            ).fetchone()
+            first = cast("int", row[0]) + 1
+        numbers.next_rows[user_no] = first + count
+        return first
+
+    def before_commit(self, connection: sqlite3.Connection) -> None:
+        """Write down what must not be lost with the memory."""
+        numbers = self._numbers
+        if numbers is not None and numbers.last_seq != numbers.saved_seq:
+            connection.execute("update meta set value = ? where key = 'last_seq'", (str(numbers.last_seq),))
+            numbers.saved_seq = numbers.last_seq
+
+    def read(self, connection: sqlite3.Connection) -> None:
+        """Read the state from the file, so that counts are right before the first change."""
+        self._read(connection)
+
+    def forget(self) -> None:
+        """Drop everything: the next transaction reads it from the file."""
+        self._numbers = None
+
+    def _read(self, connection: sqlite3.Connection) -> _Numbers:
+        if self._numbers is None:
+            self._numbers = self._load(connection)
+        return self._numbers
+
+    def _load(self, connection: sqlite3.Connection) -> _Numbers:
+        meta = cast("dict[str, str]", dict(connection.execute("select key, value from meta").fetchall()))
+        (top,) = connection.execute(
+            "select max((select coalesce(max(user_no), 0) from users), (select coalesce(max(user_no), 0) from"
+            " generations), (select coalesce(max(row_id), 0) from nodes) >> ?1,"
+            " (select coalesce(max(row_id), 0) from relationships) >> ?1)",
+            (ROW_BLOCK_BITS,),
+        ).fetchone()
+        entries, payload_bytes, last_queued, stamp = connection.execute(
+            "select count(*), coalesce(sum(length(payload)), 0), coalesce(max(seq), 0), coalesce(max(stamp), 0)"
+            " from outbox"
+        ).fetchone()
+        (dead,) = connection.execute("select count(*) from dead_letters").fetchone()
+        self.queue.entries, self.queue.payload_bytes, self.queue.dead_letters = entries, payload_bytes, dead
+        self._stamps.observe(stamp)
+        last_seq = max(int(meta.get("last_seq", "0")), last_queued)
+        return _Numbers(last_seq=last_seq, saved_seq=last_seq, next_user_no=top + 1)

@@ -1,0 +1,347 @@
+"""The local copy as Postgres fills it: loads out of sight, shown in one step; differences with their cursor."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import cast
+
+from hybrid_memory.changes import Kind, NodeRow, Operation, RelationshipRow
+from hybrid_memory.graph import Verdict
+from hybrid_memory.merging import decide_node, decide_relationship
+from hybrid_memory.payloads import carried_node, carried_relationship
+from hybrid_memory.ports import FlatRow, Head
+from hybrid_memory.sqlite.database import Database
+from hybrid_memory.sqlite.ledger import Ledger
+from hybrid_memory.sqlite.outbox import SqliteOutbox
+from hybrid_memory.sqlite.rows import (
+    ROW_BLOCK_BITS,
+    SqlRow,
+    find_node,
+    find_relationship,
+    node_row,
+    operation,
+    put_node,
+    put_relationship,
+    relationship_row,
+)
+
+# Rows removed in one transaction when a generation is swept: short enough that no write waits noticeably.
+SWEEP_STEP = 2_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """What became visible: the user's generation (None: gone) and the node rows that changed in it."""
+
+    user_id: str
+    user_no: int | None
+    row_ids: tuple[int, ...]
+
+
+class SqliteReplica:
+    """`Replica` in the hot-tier file."""
+
+    def __init__(
+        self, database: Database, ledger: Ledger, outbox: SqliteOutbox, on_shown: Callable[[Shown], None]
+    ) -> None:
+        self._database = database
+        self._ledger = ledger
+        self._outbox = outbox
+        self._on_shown = on_shown
+        self._loading: set[int] = set()
+
+    async def begin_load(self) -> int:
+        """Start an invisible generation and return its number."""
+        generation = await self._database.write(self._begin)
+        self._loading.add(generation)
+        return generation
+
+    def _begin(self, connection: sqlite3.Connection) -> int:
+        generation = self._ledger.new_user_no(connection)
+        connection.execute("insert into generations (user_no) values (?)", (generation,))
+        return generation
+
+    def add_nodes(self, generation: int, rows: Sequence[FlatRow]) -> asyncio.Future[None]:
+        """Add nodes to an invisible generation."""
+        return self._database.write(partial(self._add_nodes, generation, rows))
+
+    def _add_nodes(self, generation: int, rows: Sequence[FlatRow], connection: sqlite3.Connection) -> None:
+        first = self._ledger.next_row_id(connection, generation, len(rows))
+        connection.executemany(
+            "insert into nodes (row_id, user_no, node_id, namespace, key, context_type, content, row_hash,"
+            " text_content, summary, tags, importance, entity_system, entity_id, entity_type, session_id,"
+            " source_agent, created_at, updated_at, expires_at, deleted_at, stamp, rev)"
+            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [(row_id, generation, *row) for row_id, row in enumerate(rows, first)],
+        )
+
+    def add_relationships(self, generation: int, rows: Sequence[FlatRow]) -> asyncio.Future[None]:
+        """Add relationships to an invisible generation."""
+        return self._database.write(partial(self._add_relationships, generation, rows))
+
+    def _add_relationships(self, generation: int, rows: Sequence[FlatRow], connection: sqlite3.Connection) -> None:
+        first = self._ledger.next_row_id(connection, generation, len(rows))
+        connection.executemany(
+            "insert into relationships (row_id, user_no, relationship_id, source_id, target_id, relationship_type,"
+            " weight, properties, row_hash, valid_from, valid_to, created_at, updated_at, deleted_at, stamp, rev)"
+            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [(row_id, generation, *row) for row_id, row in enumerate(rows, first)],
+        )
+
+    async def show_load(self, generation: int, head: Head, *, complete: bool) -> None:
+        """Make the generation visible with its cursor in one step, our queued changes laid over it."""
+        await self._database.write(partial(self._show, generation, head, complete=complete), after=self._on_shown)
+        self._loading.discard(generation)
+
+    def _show(self, generation: int, head: Head, connection: sqlite3.Connection, *, complete: bool) -> Shown:
+        former = self._ledger.known_user_no(connection, head.user_id)
+        if former is not None:
+            self._carry_over(connection, former, generation, head)
+            connection.execute("insert into generations (user_no) values (?)", (former,))
+        for queued in self._queued(connection, head.user_id):
+            self._lay_over(connection, generation, queued)
+        now_us = self._ledger.now_us()
+        connection.execute(
+            "insert into users (user_id, user_no, epoch, rev, erased_rev, timeline, complete, loaded_at, confirmed_at,"
+            " last_used_at) values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?8, ?8)"
+            " on conflict (user_id) do update set user_no = ?2, epoch = ?3, rev = ?4, erased_rev = ?5, timeline = ?6,"
+            " complete = ?7, loaded_at = ?8, confirmed_at = ?8",
+            (
+                head.user_id,
+                generation,
+                head.epoch or None,
+                head.rev,
+                head.erased_rev,
+                head.timeline,
+                int(complete),
+                now_us,
+            ),
+        )
+        connection.execute("delete from generations where user_no = ?", (generation,))
+        self._ledger.show(connection, head.user_id, generation)
+        return Shown(user_id=head.user_id, user_no=generation, row_ids=())
+
+    def _carry_over(self, connection: sqlite3.Connection, former: int, generation: int, head: Head) -> None:
+        # Our own writes that Postgres took after the snapshot: without them a caller's acknowledged write would be
+        # gone until the feed brings it again. Nothing of another epoch is carried.
+        same = connection.execute(
+            "select 1 from users where user_id = ? and (epoch is null or epoch = ?) and erased_rev = ?",
+            (head.user_id, head.epoch, head.erased_rev),
+        ).fetchone()
+        if same is None:
+            return
+        for (node_id,) in connection.execute(
+            "select node_id from nodes where user_no = ? and rev > ?", (former, head.rev)
+        ).fetchall():
+            kept = find_node(connection, former, node_id)
+            if kept is not None:
+                self._put_node(connection, generation, kept[1])
+        rows = connection.execute(
+            "select relationship_id, source_id, target_id, relationship_type, weight, properties, row_hash,"
+            " valid_from, valid_to, created_at, updated_at, deleted_at, stamp, rev from relationships"
+            " where user_no = ? and rev > ?",
+            (former, head.rev),
+        ).fetchall()
+        for row in rows:
+            self._put_relationship(connection, generation, relationship_row(row))
+
+    def _put_node(self, connection: sqlite3.Connection, user_no: int, row: NodeRow) -> int:
+        found = find_node(connection, user_no, row.node_id)
+        row_id = found[0] if found else self._ledger.next_row_id(connection, user_no)
+        put_node(connection, user_no, row_id, row)
+        self._ledger.observe(row.stamp)
+        return row_id
+
+    def _put_relationship(self, connection: sqlite3.Connection, user_no: int, row: RelationshipRow) -> None:
+        found = find_relationship(connection, user_no, row.source_id, row.relationship_type, row.target_id)
+        row_id = found[0] if found else self._ledger.next_row_id(connection, user_no)
+        put_relationship(connection, user_no, row_id, row)
+        self._ledger.observe(row.stamp)
+
+    @staticmethod
+    def _queued(connection: sqlite3.Connection, user_id: str, entity_id: str | None = None) -> list[Operation]:
+        rows = connection.execute(
+            "select seq, op_id, user_id, kind, entity_id, base, delta, stamp, payload, accepted_at from outbox"
+            " where user_id = ?1 and (?2 is null or entity_id = ?2) order by seq",
+            (user_id, entity_id),
+        ).fetchall()
+        return [operation(row) for row in cast("list[SqlRow]", rows)]
+
+    def _lay_over(self, connection: sqlite3.Connection, user_no: int, queued: Operation) -> int | None:
+        """Show a queued operation over the row that stands, as Postgres will decide it; the row id it touched."""
+        match queued.kind:
+            case Kind.NODE:
+                carried = carried_node(queued.payload)
+                found = find_node(connection, user_no, queued.entity_id)
+                current = found[1] if found else None
+                seen = current is not None and current.rev == queued.base
+                decided = decide_node(carried, current, seen=seen)
+                if decided.row is None or decided.verdict is Verdict.REJECTED:
+                    return None
+                rev = current.rev if current else 0
+                return self._put_node(connection, user_no, replace(decided.row, rev=rev))
+            case Kind.RELATIONSHIP:
+                wished, revive = carried_relationship(queued.payload)
+                known = find_relationship(
+                    connection, user_no, wished.source_id, wished.relationship_type, wished.target_id
+                )
+                standing = known[1] if known else None
+                seen = standing is not None and standing.rev == queued.base
+                edge = decide_relationship(wished, standing, seen=seen, revive=revive).row
+                if edge is not None:
+                    rev = standing.rev if standing else 0
+                    self._put_relationship(connection, user_no, replace(edge, rev=rev))
+                return None
+            case Kind.ERASE:
+                return None
+
+    async def absorb(self, head: Head, nodes: Sequence[FlatRow], relationships: Sequence[FlatRow]) -> int:
+        """Take in newer rows and move the cursor to the head, in one step. Returns how many rows changed."""
+        shown = await self._database.write(partial(self._absorb, head, nodes, relationships), after=self._on_shown)
+        return len(shown.row_ids)
+
+    def _absorb(
+        self, head: Head, nodes: Sequence[FlatRow], relationships: Sequence[FlatRow], connection: sqlite3.Connection
+    ) -> Shown:
+        user_no = self._ledger.user_no(connection, head.user_id)
+        changed: list[int] = []
+        for flat in nodes:
+            row_id = self._absorb_node(connection, head.user_id, user_no, node_row(tuple(flat)))
+            if row_id is not None:
+                changed.append(row_id)
+        for flat in relationships:
+            self._absorb_relationship(connection, head.user_id, user_no, relationship_row(tuple(flat)))
+        connection.execute(
+            "update users set epoch = ?, rev = max(rev, ?), erased_rev = ?, timeline = ?, confirmed_at = ?"
+            " where user_id = ?",
+            (head.epoch, head.rev, head.erased_rev, head.timeline, self._ledger.now_us(), head.user_id),
+        )
+        return Shown(user_id=head.user_id, user_no=user_no, row_ids=tuple(changed))
+
+    def _absorb_node(self, connection: sqlite3.Connection, user_id: str, user_no: int, row: NodeRow) -> int | None:
+        found = find_node(connection, user_no, row.node_id)
+        if found is not None and found[1].rev >= row.rev:
+            return None
+        row_id = self._put_node(connection, user_no, row)
+        for queued in self._queued(connection, user_id, row.node_id):
+            self._lay_over(connection, user_no, queued)
+        return row_id
+
+    def _absorb_relationship(
+        self, connection: sqlite3.Connection, user_id: str, user_no: int, row: RelationshipRow
+    ) -> None:
+        found = find_relationship(connection, user_no, row.source_id, row.relationship_type, row.target_id)
+        if found is not None and found[1].rev >= row.rev:
+            return
+        self._put_relationship(connection, user_no, row)
+        for queued in self._queued(connection, user_id, row.relationship_id):
+            self._lay_over(connection, user_no, queued)
+
+    async def evict(self, user_id: str) -> bool:
+        """Drop a user's copy; False (and nothing done) while operations of it are queued."""
+        shown = await self._database.write(partial(self._evict, user_id), after=self._after_eviction)
+        return shown is not None
+
+    def _after_eviction(self, shown: Shown | None) -> None:
+        if shown is not None:
+            self._on_shown(shown)
+
+    def _evict(self, user_id: str, connection: sqlite3.Connection) -> Shown | None:
+        user_no = self._ledger.known_user_no(connection, user_id)
+        if user_no is None or self._queued(connection, user_id):
+            return None
+        connection.execute("insert into generations (user_no) values (?)", (user_no,))
+        connection.execute("delete from users where user_id = ?", (user_id,))
+        self._ledger.show(connection, user_id, None)
+        return Shown(user_id=user_id, user_no=None, row_ids=())
+
+    async def erase(self, user_id: str, *, erased_rev: int | None) -> Mapping[str, int]:
+        """Remove every row of the user, and the bytes of them from the file and its log."""
+        removed, _ = await self._database.write(
+            partial(self._erase, user_id, erased_rev), after=lambda outcome: self._on_shown(outcome[1])
+        )
+        # Until the log is cut, what was deleted can still be read in it. A reader in the way is gone in a moment.
+        await self._database.cut_log()
+        return removed
+
+    def _erase(
+        self, user_id: str, erased_rev: int | None, connection: sqlite3.Connection
+    ) -> tuple[Mapping[str, int], Shown]:
+        ledger, queue = self._ledger, self._ledger.queue
+        user_no = ledger.known_user_no(connection, user_id)
+        removed: dict[str, int] = {}
+        queued = self._queued(connection, user_id)
+        queue.entries -= len(queued)
+        queue.payload_bytes -= sum(len(entry.payload) for entry in queued)
+        for table, statement in (
+            ("outbox", "delete from outbox where user_id = ?"),
+            ("dead_letters", "delete from dead_letters where user_id = ?"),
+            ("receipts", "delete from receipts where user_id = ?"),
+            ("users", "delete from users where user_id = ?"),
+        ):
+            removed[table] = connection.execute(statement, (user_id,)).rowcount
+        queue.dead_letters -= removed["dead_letters"]
+        if user_no is not None:
+            removed |= _remove_rows(connection, user_no)
+        ledger.show(connection, user_id, None)
+        if erased_rev is None:
+            self._queue_erasure(connection, user_id)
+        return removed, Shown(user_id=user_id, user_no=None, row_ids=())
+
+    def _queue_erasure(self, connection: sqlite3.Connection, user_id: str) -> None:
+        ledger = self._ledger
+        self._outbox.enqueue(
+            connection,
+            Operation(
+                seq=ledger.next_seq(connection),
+                op_id=ledger.new_id(),
+                user_id=user_id,
+                kind=Kind.ERASE,
+                entity_id=user_id,
+                base=0,
+                delta=0,
+                stamp=ledger.next_stamp(),
+                payload="{}",
+                accepted_at=ledger.now_us(),
+            ),
+        )
+
+    async def sweep_generations(self) -> int:
+        """Remove some rows of generations that nobody sees; 0 when none are left."""
+        return await self._database.write(self._sweep)
+
+    def _sweep(self, connection: sqlite3.Connection) -> int:
+        hidden = [row[0] for row in connection.execute("select user_no from generations").fetchall()]
+        for user_no in hidden:
+            if user_no in self._loading:
+                continue
+            low, high = user_no << ROW_BLOCK_BITS, (user_no + 1) << ROW_BLOCK_BITS
+            removed = connection.execute(
+                "delete from nodes where row_id in (select row_id from nodes where row_id >= ? and row_id < ? limit ?)",
+                (low, high, SWEEP_STEP),
+            ).rowcount
+            removed += connection.execute(
+                "delete from relationships where row_id in"
+                " (select row_id from relationships where row_id >= ? and row_id < ? limit ?)",
+                (low, high, SWEEP_STEP),
+            ).rowcount
+            removed += connection.execute("delete from vectors where user_no = ?", (user_no,)).rowcount
+            if removed:
+                return removed
+            connection.execute("delete from generations where user_no = ?", (user_no,))
+        return 0
+
+
+def _remove_rows(connection: sqlite3.Connection, user_no: int) -> dict[str, int]:
+    low, high = user_no << ROW_BLOCK_BITS, (user_no + 1) << ROW_BLOCK_BITS
+    return {
+        "nodes": connection.execute("delete from nodes where row_id >= ? and row_id < ?", (low, high)).rowcount,
+        "relationships": connection.execute(
+            "delete from relationships where row_id >= ? and row_id < ?", (low, high)
+        ).rowcount,
+        "vectors": connection.execute("delete from vectors where user_no = ?", (user_no,)).rowcount,
+    }

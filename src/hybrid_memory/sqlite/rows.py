@@ -1,0 +1,203 @@
+"""Rows of the hot tier become values here, once."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any, TypeAlias, cast
+
+import orjson
+
+from hybrid_memory.changes import Kind, NodeRow, Operation, RelationshipRow
+from hybrid_memory.clock import from_us
+from hybrid_memory.graph import MemoryNode, NodeId, Relationship, RelationshipId
+
+SqlRow: TypeAlias = "tuple[Any, ...]"
+
+ROW_BLOCK_BITS = 32
+"""row_id = user_no << ROW_BLOCK_BITS | number within the user."""
+
+NO_TAGS = "[]"
+
+
+def memory_node(user_id: str, row: SqlRow) -> MemoryNode:
+    """A node as callers see it, from the columns that `hot_tier` selects."""
+    expires_at = row[17]
+    tags = row[7]
+    return MemoryNode(
+        node_id=row[0],
+        user_id=user_id,
+        namespace=row[1],
+        key=row[2],
+        context_type=row[3],
+        content=orjson.loads(row[4]),
+        text=row[5],
+        summary=row[6],
+        tags=() if tags == NO_TAGS else tuple(orjson.loads(tags)),
+        importance=row[8],
+        entity_system=row[9],
+        entity_id=row[10],
+        entity_type=row[11],
+        session_id=row[12],
+        source_agent=row[13],
+        created_at=from_us(row[15]),
+        updated_at=from_us(row[16]),
+        expires_at=None if expires_at is None else from_us(expires_at),
+        rev=row[14],
+    )
+
+
+def relationship(user_id: str, row: SqlRow) -> Relationship:
+    """A relationship as callers see it, from the members of `RelationshipRow` in order."""
+    stored = RelationshipRow(**dict(zip(RelationshipRow.__slots__, row, strict=True)))
+    return Relationship(
+        relationship_id=RelationshipId(stored.relationship_id),
+        user_id=user_id,
+        source_id=NodeId(stored.source_id),
+        target_id=NodeId(stored.target_id),
+        relationship_type=stored.relationship_type,
+        weight=stored.weight,
+        properties=orjson.loads(stored.properties),
+        valid_from=None if stored.valid_from is None else from_us(stored.valid_from),
+        valid_to=None if stored.valid_to is None else from_us(stored.valid_to),
+        created_at=from_us(stored.created_at),
+        updated_at=from_us(stored.updated_at),
+        rev=stored.rev,
+    )
+
+
+def node_row(flat: SqlRow) -> NodeRow:
+    """A stored node from its members in order."""
+    return NodeRow(**dict(zip(NodeRow.__slots__, flat, strict=True)))
+
+
+def relationship_row(flat: SqlRow) -> RelationshipRow:
+    """A stored relationship from its members in order."""
+    return RelationshipRow(**dict(zip(RelationshipRow.__slots__, flat, strict=True)))
+
+
+def operation(row: SqlRow) -> Operation:
+    """A queued operation from the columns of the outbox in order."""
+    seq, op_id, user_id, kind, entity_id, base, delta, stamp, payload, accepted_at = row
+    return Operation(
+        seq=seq,
+        op_id=op_id,
+        user_id=user_id,
+        kind=Kind(kind),
+        entity_id=entity_id,
+        base=base,
+        delta=delta,
+        stamp=stamp,
+        payload=payload,
+        accepted_at=accepted_at,
+    )
+
+
+def find_node(connection: sqlite3.Connection, user_no: int, node_id: str) -> tuple[int, NodeRow] | None:
+    """The row id and the row of a node, a tombstone too."""
+    row = connection.execute(
+        "select row_id, node_id, namespace, key, context_type, content, row_hash, text_content, summary, tags,"
+        " importance, entity_system, entity_id, entity_type, session_id, source_agent, created_at, updated_at,"
+        " expires_at, deleted_at, stamp, rev from nodes where user_no = ? and node_id = ?",
+        (user_no, node_id),
+    ).fetchone()
+    return None if row is None else (row[0], node_row(row[1:]))
+
+
+def put_node(connection: sqlite3.Connection, user_no: int, row_id: int, row: NodeRow) -> None:
+    """Insert a node or overwrite the one with its id, which keeps its place."""
+    connection.execute(
+        "insert into nodes (row_id, user_no, node_id, namespace, key, context_type, content, row_hash, text_content,"
+        " summary, tags, importance, entity_system, entity_id, entity_type, session_id, source_agent, created_at,"
+        " updated_at, expires_at, deleted_at, stamp, rev)"
+        " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        " on conflict (user_no, node_id) do update set namespace = excluded.namespace, key = excluded.key,"
+        " context_type = excluded.context_type, content = excluded.content, row_hash = excluded.row_hash,"
+        " text_content = excluded.text_content, summary = excluded.summary, tags = excluded.tags,"
+        " importance = excluded.importance, entity_system = excluded.entity_system, entity_id = excluded.entity_id,"
+        " entity_type = excluded.entity_type, session_id = excluded.session_id, source_agent = excluded.source_agent,"
+        " created_at = excluded.created_at, updated_at = excluded.updated_at, expires_at = excluded.expires_at,"
+        " deleted_at = excluded.deleted_at, stamp = excluded.stamp, rev = excluded.rev",
+        (
+            row_id,
+            user_no,
+            row.node_id,
+            row.namespace,
+            row.key,
+            row.context_type,
+            row.content,
+            row.row_hash,
+            row.text_content,
+            row.summary,
+            row.tags,
+            row.importance,
+            row.entity_system,
+            row.entity_id,
+            row.entity_type,
+            row.session_id,
+            row.source_agent,
+            row.created_at,
+            row.updated_at,
+            row.expires_at,
+            row.deleted_at,
+            row.stamp,
+            row.rev,
+        ),
+    )
+
+
+def find_relationship(
+    connection: sqlite3.Connection, user_no: int, source_id: str, relationship_type: str, target_id: str
+) -> tuple[int, RelationshipRow] | None:
+    """The row id and the row of a relationship, a tombstone too."""
+    row = connection.execute(
+        "select row_id, relationship_id, source_id, target_id, relationship_type, weight, properties, row_hash,"
+        " valid_from, valid_to, created_at, updated_at, deleted_at, stamp, rev from relationships"
+        " where user_no = ? and source_id = ? and relationship_type = ? and target_id = ?",
+        (user_no, source_id, relationship_type, target_id),
+    ).fetchone()
+    return None if row is None else (row[0], relationship_row(row[1:]))
+
+
+def put_relationship(connection: sqlite3.Connection, user_no: int, row_id: int, row: RelationshipRow) -> None:
+    """Insert a relationship or overwrite the one between the same ends of the same type."""
+    connection.execute(
+        "insert into relationships (row_id, user_no, relationship_id, source_id, target_id, relationship_type, weight,"
+        " properties, row_hash, valid_from, valid_to, created_at, updated_at, deleted_at, stamp, rev)"
+        " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        " on conflict (user_no, source_id, relationship_type, target_id) do update set weight = excluded.weight,"
+        " properties = excluded.properties, row_hash = excluded.row_hash, valid_from = excluded.valid_from,"
+        " valid_to = excluded.valid_to, created_at = excluded.created_at, updated_at = excluded.updated_at,"
+        " deleted_at = excluded.deleted_at, stamp = excluded.stamp, rev = excluded.rev",
+        (
+            row_id,
+            user_no,
+            row.relationship_id,
+            row.source_id,
+            row.target_id,
+            row.relationship_type,
+            row.weight,
+            row.properties,
+            row.row_hash,
+            row.valid_from,
+            row.valid_to,
+            row.created_at,
+            row.updated_at,
+            row.deleted_at,
+            row.stamp,
+            row.rev,
+        ),
+    )
+
+
+def live_relationships(connection: sqlite3.Connection, user_no: int, node_id: str) -> list[tuple[int, RelationshipRow]]:
+    """The live relationships that begin or end at a node, with their row ids."""
+    rows = connection.execute(
+        "select row_id, relationship_id, source_id, target_id, relationship_type, weight, properties, row_hash,"
+        " valid_from, valid_to, created_at, updated_at, deleted_at, stamp, rev from relationships"
+        " where user_no = ? and source_id = ? and deleted_at is null"
+        " union select row_id, relationship_id, source_id, target_id, relationship_type, weight, properties, row_hash,"
+        " valid_from, valid_to, created_at, updated_at, deleted_at, stamp, rev from relationships"
+        " where user_no = ? and target_id = ? and deleted_at is null",
+        (user_no, node_id, user_no, node_id),
+    ).fetchall()
+    return [(cast("int", row[0]), relationship_row(row[1:])) for row in rows]
