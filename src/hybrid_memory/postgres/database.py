@@ -1,0 +1,212 @@
+"""Connections to Postgres: few, owned, lazily opened, every call under a deadline, never closed politely when sick."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Final, Literal, LiteralString, Self, TypeAlias, TypeVar
+from urllib.parse import quote
+
+import asyncpg
+
+from hybrid_memory.errors import Closed, HybridMemoryError, OutcomeUnknown, ReadOnly, Unreachable
+from hybrid_memory.ports import Disputed
+from hybrid_memory.postgres.failures import DRIVER_FAILURES, explained
+
+T = TypeVar("T")
+
+TlsMode: TypeAlias = Literal["disable", "prefer", "require", "verify-ca", "verify-full"]
+
+# A cut cable is seen after this long, where the defaults would never see it.
+_CABLE_CUT_AFTER_MS: Final = 8_000
+_KEEPALIVE_SECONDS: Final = 4
+_POLITE_CLOSE_SECONDS: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PostgresSettings:
+    """Where Postgres is, and how long we wait for it.
+
+    `tls` None leaves it to the DSN (asyncpg's default is `prefer`). `transaction_pooler` says that a pooler in
+    transaction mode stands between: no statement is cached and nobody listens, unless `listen_dsn` names a direct way.
+    """
+
+    dsn: str = field(repr=False)
+    listen_dsn: str | None = field(default=None, repr=False)
+    tls: TlsMode | None = None
+    transaction_pooler: bool = False
+    application_name: str = "hybrid_memory"
+    connect_deadline: timedelta = timedelta(seconds=5)
+    relay_deadline: timedelta = timedelta(seconds=10)
+    feed_deadline: timedelta = timedelta(seconds=5)
+    chunk_deadline: timedelta = timedelta(seconds=10)
+    erase_deadline: timedelta = timedelta(seconds=120)
+    loads_at_once: int = 4
+    chunk_rows: int = 2000
+
+    @classmethod
+    def from_parts(
+        cls, *, host: str, port: int, database: str, user: str, password: str | None, tls: TlsMode | None = None
+    ) -> Self:
+        """The settings of a server named by parts; `host` may be the directory of a unix socket."""
+        secret = "" if password is None else ":" + quote(password, safe="")
+        where = f"{quote(user, safe='')}{secret}@/{quote(database, safe='')}?host={quote(host, safe='')}&port={port}"
+        return cls(dsn=f"postgresql://{where}", tls=tls)
+
+
+class Connection(asyncpg.Connection):
+    """A connection whose socket notices within seconds that the other side is gone."""
+
+    _transport: asyncio.Transport
+
+    def watch_socket(self) -> None:
+        """Switch on what asyncpg leaves off: keep-alive probes and a limit on unacknowledged data."""
+        sock: socket.socket | None = self._transport.get_extra_info("socket")
+        if sock is None or sock.family not in {socket.AF_INET, socket.AF_INET6}:
+            return
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in (
+            ("TCP_KEEPIDLE", _KEEPALIVE_SECONDS),
+            ("TCP_KEEPINTVL", 1),
+            ("TCP_KEEPCNT", 3),
+            ("TCP_USER_TIMEOUT", _CABLE_CUT_AFTER_MS),
+        ):
+            # Not every system has all four.
+            if (option := getattr(socket, name, None)) is not None:
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Purpose:
+    """What a link is for: its name in `pg_stat_activity`, and the limits the server enforces on it."""
+
+    name: str
+    deadline: timedelta
+    statement_timeout: timedelta
+    idle_in_transaction: timedelta = timedelta(seconds=10)
+    lock_timeout: timedelta = timedelta(seconds=2)
+    direct: bool = False
+
+
+async def connect(settings: PostgresSettings, purpose: Purpose) -> Connection:
+    """Open a connection. Raises `Unreachable`, `Misconfigured` and their kin."""
+    limit = settings.connect_deadline.total_seconds()
+    with explained():
+        async with asyncio.timeout(limit):
+            connection = await asyncpg.connect(
+                (purpose.direct and settings.listen_dsn) or settings.dsn,
+                timeout=limit,
+                ssl=settings.tls,
+                statement_cache_size=0 if settings.transaction_pooler else 100,
+                connection_class=Connection,
+                server_settings={} if settings.transaction_pooler else _server_settings(settings, purpose),
+            )
+    connection.watch_socket()
+    return connection
+
+
+def _server_settings(settings: PostgresSettings, purpose: Purpose) -> dict[str, str]:
+    return {
+        "application_name": f"{settings.application_name} {purpose.name}",
+        "statement_timeout": _milliseconds(purpose.statement_timeout),
+        "lock_timeout": _milliseconds(purpose.lock_timeout),
+        "idle_in_transaction_session_timeout": _milliseconds(purpose.idle_in_transaction),
+    }
+
+
+def _milliseconds(span: timedelta) -> str:
+    return str(span // timedelta(milliseconds=1))
+
+
+@asynccontextmanager
+async def transaction(connection: Connection, begin: LiteralString = "begin") -> AsyncIterator[None]:
+    """Run the block in a transaction and commit it. On any failure the transaction stays open for the link to end.
+
+    A block that swallowed an error would end in a COMMIT that the server answers with ROLLBACK: that raises.
+    """
+    await connection.execute(begin)
+    yield
+    if await connection.execute("commit") != "COMMIT":
+        raise OutcomeUnknown("the server rolled back what was to be committed", fix="the same work is tried again")
+
+
+class Link:
+    """One connection, opened at the first use, used by one call at a time, and replaced after it failed."""
+
+    def __init__(self, settings: PostgresSettings, purpose: Purpose) -> None:
+        self._settings = settings
+        self._purpose = purpose
+        self._lock = asyncio.Lock()
+        self._connection: Connection | None = None
+        self._closed = False
+
+    async def run(
+        self, work: Callable[[Connection], Awaitable[T]], *, writes: bool = False, deadline: timedelta | None = None
+    ) -> T:
+        """Do `work` on the connection under the deadline and return its result.
+
+        Driver errors come out as `DurableTierError`s; when the connection is lost after a change was sent
+        (`writes`), as `OutcomeUnknown`. Cancelled or late, the connection is cut off, and what was sent may have
+        happened.
+        """
+        limit = (deadline or self._purpose.deadline).total_seconds()
+        async with self.held() as connection:
+            with explained(after_sending=writes):
+                async with asyncio.timeout(limit):
+                    return await work(connection)
+
+    async def step(self, awaitable: Awaitable[T]) -> T:
+        """Await something of a connection that is held, under the deadline, with driver errors explained."""
+        with explained():
+            async with asyncio.timeout(self._purpose.deadline.total_seconds()):
+                return await awaitable
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[Connection]:
+        """The connection for the length of the block, which has to keep its own deadlines (`step`).
+
+        It is cut off afterwards if the block failed with anything but an answer of the server, or left a transaction
+        open.
+        """
+        async with self._lock:
+            connection = await self._opened()
+            healthy = False
+            try:
+                yield connection
+                healthy = True
+            except (HybridMemoryError, Disputed) as error:
+                healthy = not isinstance(error, (Unreachable, ReadOnly))
+                raise
+            finally:
+                if not healthy or connection.is_closed() or connection.is_in_transaction():
+                    self._cut(connection)
+
+    async def close(self) -> None:
+        """Let go of the server; a call under way is cut off. Calling it again does nothing."""
+        self._closed = True
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if not self._lock.locked() and not connection.is_closed():
+            # Where politeness fails, cutting it off below is all that closing was for.
+            with suppress(*DRIVER_FAILURES):
+                async with asyncio.timeout(_POLITE_CLOSE_SECONDS):
+                    await connection.close()
+        connection.terminate()
+
+    async def _opened(self) -> Connection:
+        if self._closed:
+            raise Closed("the connection to Postgres was closed")
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await connect(self._settings, self._purpose)
+        return self._connection
+
+    def _cut(self, connection: Connection) -> None:
+        # Never a polite close: on a link that has gone silent it would wait for ever.
+        connection.terminate()
+        if self._connection is connection:
+            self._connection = None

@@ -1,0 +1,265 @@
+"""The durable tier: operations become rows, exactly once, in the order of each user's queue."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Final, LiteralString, TypeAlias, cast
+
+import asyncpg
+import orjson
+
+from hybrid_memory.changes import Kind, NodeRow, Operation
+from hybrid_memory.errors import Fenced
+from hybrid_memory.graph import Verdict
+from hybrid_memory.ports import Applied, AppliedUser, BatchApplied, Disputed, Opening
+from hybrid_memory.postgres import batches
+from hybrid_memory.postgres.batches import UserChanges
+from hybrid_memory.postgres.database import Connection, Link, PostgresSettings, Purpose, transaction
+from hybrid_memory.postgres.deciding import Decided, Lost, Standing, decide
+from hybrid_memory.postgres.roles import Capabilities, check_server
+from hybrid_memory.postgres.rows import node_row, relationship_row
+
+# The server gives up first, so that what came of a slow statement is known.
+_HEAD_START: Final = timedelta(seconds=1)
+
+_Standings: TypeAlias = "dict[tuple[Kind, str], Standing]"
+
+
+class PostgresDurableTier:
+    """`DurableTier` on one connection: the relay has one batch on its way at a time."""
+
+    def __init__(self, settings: PostgresSettings) -> None:
+        self._settings = settings
+        purpose = Purpose(
+            name="relay",
+            deadline=settings.relay_deadline + _HEAD_START,
+            statement_timeout=settings.relay_deadline,
+        )
+        self._link = Link(settings, purpose)
+        self._capabilities = Capabilities(server_version=0, pgvector=None)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the server can do, as the last handshake found it."""
+        return self._capabilities
+
+    async def handshake(self, opening: Opening) -> None:
+        """Check the server, the schema and the role, and try whether a foreign row can be seen.
+
+        Raises `RoleRefused`, `SchemaMismatch`, `Misconfigured`, `ReadOnly`, `Unreachable`; and `Fenced` is left to
+        the first batch, as marks are per user.
+        """
+        del opening
+        self._capabilities = await self._link.run(check_server)
+
+    _APPLY: Final[LiteralString] = """
+        select revs, epochs::text[] as epochs
+        from memory.apply($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+    """
+
+    async def apply(self, opening: Opening, operations: Sequence[Operation], erased: Mapping[str, int]) -> BatchApplied:
+        """Apply many users' operations in one transaction and one round trip, all or nothing.
+
+        Raises `Disputed`, then nothing was done; `OutcomeUnknown` when the answer was lost: sent again, the users'
+        marks tell.
+        """
+        users = batches.by_user(operations)
+        changes = batches.as_sent(users, erased)
+        arguments = batches.arguments(opening, changes)
+
+        async def work(connection: Connection) -> asyncpg.Record:
+            try:
+                # Not in a transaction block: the statement is one, and carries its own mark.
+                return _only(await connection.fetch(self._APPLY, *arguments))
+            except asyncpg.PostgresError as refused:
+                if refused.sqlstate in {"HM001", "HM002", "HM003"}:
+                    raise Disputed(_concerned(refused.detail)) from None
+                raise
+
+        head = await self._link.run(work, writes=True)
+        return batches.outcome(users, changes, head["revs"], head["epochs"])
+
+    async def decide(self, opening: Opening, operations: Sequence[Operation], erased_rev: int) -> BatchApplied:
+        """Apply one user's operations, deciding conflicts by the merge rules; those already applied are only told.
+
+        Raises `Fenced` when a later opening of the file, or of a copy of it, has sent something.
+        """
+
+        async def work(connection: Connection) -> BatchApplied:
+            async with transaction(connection):
+                return await self._decide(connection, opening, operations, erased_rev)
+
+        return await self._link.run(work, writes=True)
+
+    async def _decide(
+        self, connection: Connection, opening: Opening, operations: Sequence[Operation], erased_rev: int
+    ) -> BatchApplied:
+        user_id = operations[0].user_id
+        opened = await self._open_user(connection, opening, user_id)
+        done: int = opened["last_seq"] or 0
+        standings = await self._standings(connection, user_id, operations)
+        fresh = [operation for operation in operations if operation.seq > done]
+        if opened["erased_rev"] > erased_rev:
+            decided = [Decided(operation=operation, verdict=Verdict.REJECTED) for operation in fresh]
+        else:
+            decided = [decide(one, standings.get((one.kind, one.entity_id)), opening.client_id) for one in fresh]
+        revs: dict[int, int] = {}
+        head_rev: int = opened["head_rev"]
+        if decided:
+            changes = UserChanges(
+                user_id=user_id,
+                first_seq=fresh[0].seq,
+                last_seq=fresh[-1].seq,
+                erased_rev=opened["erased_rev"],
+                rows=tuple(one.change for one in decided if one.change is not None),
+            )
+            head = _only(await connection.fetch(self._APPLY, *batches.arguments(opening, [changes])))
+            head_rev = head["revs"][0]
+            changing = [one.operation.seq for one in decided if one.change is not None]
+            revs = dict(zip(changing, range(opened["head_rev"] + 1, head_rev + 1), strict=True))
+            await self._remember(connection, opening, user_id, [one.lost for one in decided if one.lost is not None])
+        verdicts = {one.operation.seq: one.verdict for one in decided}
+        return BatchApplied(
+            operations=tuple(
+                Applied(operation=one, verdict=verdicts[one.seq], rev=revs.get(one.seq))
+                if one.seq in verdicts
+                else _already(one, standings.get((one.kind, one.entity_id)), opening)
+                for one in operations
+            ),
+            users=(
+                AppliedUser(
+                    user_id=user_id,
+                    epoch=opened["epoch"],
+                    before_rev=opened["head_rev"],
+                    head_rev=head_rev,
+                    as_sent=len(decided) == len(operations) and all(map(_untouched, decided)),
+                ),
+            ),
+        )
+
+    _OPEN_USER: Final[LiteralString] = """
+        select head_rev, epoch::text as epoch, erased_rev, last_seq, open_number, open_token::text as open_token
+        from memory.open_user($1, $2)
+    """
+
+    async def _open_user(self, connection: Connection, opening: Opening, user_id: str) -> asyncpg.Record:
+        """Lock the user's head and our mark on it. Raises `Fenced`."""
+        opened = _only(await connection.fetch(self._OPEN_USER, opening.client_id, user_id))
+        number: int | None = opened["open_number"]
+        if number is not None and (
+            number > opening.number or (number == opening.number and opened["open_token"] != opening.token)
+        ):
+            raise Fenced(
+                f"opening {opening.number} of this file was followed by opening {number}",
+                fix="let the later process go on; a copied data directory needs a client id of its own",
+            )
+        return opened
+
+    _STANDING_NODES: Final[LiteralString] = """
+        select node_id::text, namespace, key, context_type, content::text, row_hash, text_content, summary,
+               array_to_json(tags)::text, importance::text::float8, entity_system, entity_id, entity_type, session_id,
+               source_agent, (date_part('epoch', created_at) * 1000000)::bigint,
+               (date_part('epoch', updated_at) * 1000000)::bigint, (extract(epoch from expires_at) * 1000000)::bigint,
+               (extract(epoch from deleted_at) * 1000000)::bigint, stamp, rev, writer::text as writer, writer_seq
+        from memory.nodes
+        where user_id = $1 and node_id = any ($2::uuid[])
+        for update
+    """
+
+    _STANDING_RELATIONSHIPS: Final[LiteralString] = """
+        select relationship_id::text, source_id::text, target_id::text, relationship_type, weight, properties::text,
+               row_hash, (extract(epoch from valid_from) * 1000000)::bigint,
+               (extract(epoch from valid_to) * 1000000)::bigint, (date_part('epoch', created_at) * 1000000)::bigint,
+               (date_part('epoch', updated_at) * 1000000)::bigint, (extract(epoch from deleted_at) * 1000000)::bigint,
+               stamp, rev, writer::text as writer, writer_seq
+        from memory.relationships
+        where user_id = $1 and relationship_id = any ($2::uuid[])
+        for update
+    """
+
+    async def _standings(self, connection: Connection, user_id: str, operations: Sequence[Operation]) -> _Standings:
+        """The rows that the operations meet."""
+        found: _Standings = {}
+        for kind, statement, read in (
+            (Kind.NODE, self._STANDING_NODES, node_row),
+            (Kind.RELATIONSHIP, self._STANDING_RELATIONSHIPS, relationship_row),
+        ):
+            ids = [operation.entity_id for operation in operations if operation.kind is kind]
+            if not ids:
+                continue
+            for record in await connection.fetch(statement, user_id, ids):
+                standing = Standing(row=read(record), writer=record["writer"], writer_seq=record["writer_seq"])
+                found[kind, cast("str", record[0])] = standing
+        return found
+
+    _REMEMBER: Final[LiteralString] = """
+        insert into memory.node_history
+            (user_id, node_id, rev, reason, context_type, content, summary, tags, stamp, writer, replaced_by)
+        select $1, l.node_id, l.rev, 'lost', l.context_type, l.content, l.summary, l.tags, l.stamp, $2, l.beaten_by
+        from json_to_recordset($3) as l (
+            node_id uuid, rev bigint, context_type text, content json, summary text, tags text[], stamp bigint,
+            beaten_by uuid)
+        on conflict do nothing
+    """
+
+    async def _remember(self, connection: Connection, opening: Opening, user_id: str, lost: Sequence[Lost]) -> None:
+        """Keep the contents that lost."""
+        if lost:
+            rows = orjson.dumps([_lost_members(one) for one in lost]).decode()
+            await connection.execute(self._REMEMBER, user_id, opening.client_id, rows)
+
+    _LIMIT: Final[LiteralString] = "select set_config('statement_timeout', $1, true)"
+    _ERASE: Final[LiteralString] = "select erased_rev from memory.erase($1, $2, $3, $4, $5)"
+
+    async def erase(self, opening: Opening, operation: Operation) -> int:
+        """Erase a user; done again, it only says what it said. Raises `Fenced`."""
+
+        async def work(connection: Connection) -> int:
+            async with transaction(connection):
+                limit = self._settings.erase_deadline // timedelta(milliseconds=1)
+                await connection.execute(self._LIMIT, str(limit))
+                opened = await self._open_user(connection, opening, operation.user_id)
+                if (opened["last_seq"] or 0) >= operation.seq:
+                    return cast("int", opened["erased_rev"])
+                arguments = (opening.client_id, opening.number, opening.token, operation.seq, operation.user_id)
+                return cast("int", _only(await connection.fetch(self._ERASE, *arguments))["erased_rev"])
+
+        return await self._link.run(work, writes=True, deadline=self._settings.erase_deadline + _HEAD_START)
+
+    async def close(self) -> None:
+        """Let go of the server."""
+        await self._link.close()
+
+
+def _only(records: Sequence[asyncpg.Record]) -> asyncpg.Record:
+    (record,) = records
+    return record
+
+
+def _concerned(detail: str | None) -> frozenset[str]:
+    return frozenset(cast("list[str]", orjson.loads(detail))) if detail else frozenset()
+
+
+def _untouched(decided: Decided) -> bool:
+    return decided.as_sent and decided.change is not None and not decided.change.buries_node
+
+
+def _already(operation: Operation, standing: Standing | None, opening: Opening) -> Applied:
+    """What is known of an operation whose first answer was lost."""
+    ours = standing is not None and standing.made_by(opening.client_id, operation.seq)
+    return Applied(operation=operation, verdict=Verdict.APPLIED, rev=standing.row.rev if standing and ours else None)
+
+
+def _lost_members(lost: Lost) -> dict[str, object]:
+    row: NodeRow = lost.row
+    return {
+        "node_id": row.node_id,
+        "rev": lost.rev,
+        "context_type": row.context_type,
+        "content": orjson.Fragment(row.content),
+        "summary": row.summary,
+        "tags": orjson.Fragment(row.tags),
+        "stamp": row.stamp,
+        "beaten_by": lost.beaten_by,
+    }
