@@ -1,0 +1,80 @@
+"""A memory for agent processes: as fast as a local file, as safe as a database."""
+
+from hybrid_memory.default_manager import close_default, ensure_user_memories
+from hybrid_memory.errors import (
+    Backpressure,
+    Closed,
+    Conflict,
+    DataDirBusy,
+    DurableTierError,
+    HybridMemoryError,
+    InvalidInput,
+    Misconfigured,
+    NotFound,
+    RoleRefused,
+    SchemaMismatch,
+    StorageCorrupt,
+    StorageFailed,
+    StorageFull,
+    Unreachable,
+)
+from hybrid_memory.filters import Filter, field
+from hybrid_memory.graph import (
+    Digest,
+    Freshness,
+    Hit,
+    MemoryNode,
+    Neighbour,
+    NodeId,
+    Page,
+    Progress,
+    Receipt,
+    Relationship,
+    RelationshipId,
+    Status,
+    Verdict,
+)
+from hybrid_memory.health import Condition, Health
+from hybrid_memory.manager import HybridMemoryManager
+from hybrid_memory.settings import Settings
+from hybrid_memory.user_memory import UserMemory
+
+__all__ = [
+    "Backpressure",
+    "Closed",
+    "Condition",
+    "Conflict",
+    "DataDirBusy",
+    "Digest",
+    "DurableTierError",
+    "Filter",
+    "Freshness",
+    "Health",
+    "Hit",
+    "HybridMemoryError",
+    "HybridMemoryManager",
+    "InvalidInput",
+    "MemoryNode",
+    "Misconfigured",
+    "Neighbour",
+    "NodeId",
+    "NotFound",
+    "Page",
+    "Progress",
+    "Receipt",
+    "Relationship",
+    "RelationshipId",
+    "RoleRefused",
+    "SchemaMismatch",
+    "Settings",
+    "Status",
+    "StorageCorrupt",
+    "StorageFailed",
+    "StorageFull",
+    "Unreachable",
+    "UserMemory",
+    "Verdict",
+    "close_default",
+    "ensure_user_memories",
+    "field",
+]

@@ -1,0 +1,66 @@
+"""The durable side where there is none: everything stays queued, every question is answered by `Unreachable`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import NoReturn
+
+from hybrid_memory.changes import Operation
+from hybrid_memory.errors import Unreachable
+from hybrid_memory.graph import Digest
+from hybrid_memory.ports import BatchApplied, Head, Opening, Snapshot
+
+
+class AbsentPostgres:
+    """`DurableTier` and `ChangeFeed` of nobody."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def _refuse(self) -> NoReturn:
+        raise Unreachable(f"there is no Postgres: {self._reason}", fix="give a DSN, or install the extra `embedded`")
+
+    async def handshake(self, opening: Opening) -> None:  # noqa: ARG002
+        """Raises `Unreachable`."""
+        self._refuse()
+
+    async def apply(
+        self,
+        opening: Opening,  # noqa: ARG002
+        operations: Sequence[Operation],  # noqa: ARG002
+        erased: Mapping[str, int],  # noqa: ARG002
+    ) -> BatchApplied:
+        """Raises `Unreachable`."""
+        self._refuse()
+
+    async def decide(self, opening: Opening, operations: Sequence[Operation], erased_rev: int) -> BatchApplied:  # noqa: ARG002
+        """Raises `Unreachable`."""
+        self._refuse()
+
+    async def erase(self, opening: Opening, operation: Operation) -> int:  # noqa: ARG002
+        """Raises `Unreachable`."""
+        self._refuse()
+
+    async def heads(self, user_ids: Sequence[str]) -> list[Head]:  # noqa: ARG002
+        """Raises `Unreachable`."""
+        self._refuse()
+
+    def snapshot(self, user_id: str, *, after_rev: int | None) -> AbstractAsyncContextManager[Snapshot]:  # noqa: ARG002
+        """Raises `Unreachable`."""
+        self._refuse()
+
+    async def digest(self, user_id: str) -> Digest:  # noqa: ARG002
+        """Raises `Unreachable`."""
+        self._refuse()
+
+    async def listen(self, on_hint: Callable[[], None]) -> None:  # noqa: ARG002
+        """Raises `Unreachable`."""
+        self._refuse()
+
+    async def hint(self) -> None:
+        """Raises `Unreachable`."""
+        self._refuse()
+
+    async def close(self) -> None:
+        """Nothing to let go of."""

@@ -1,0 +1,46 @@
+"""Callers waiting to hear what Postgres decided on their operations."""
+
+from __future__ import annotations
+
+import asyncio
+
+from hybrid_memory.ports import Accepted, Applied
+
+
+class Deliveries:
+    """Futures by queue number. Nothing is kept for an operation that nobody waits for."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, list[asyncio.Future[Applied]]] = {}
+
+    async def wait(self, accepted: Accepted, timeout_seconds: float | None) -> Applied | None:
+        """The decision on an operation still queued, or None when the time is over first."""
+        future: asyncio.Future[Applied] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(accepted.seq, []).append(future)
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                return await future
+        except TimeoutError:
+            return None
+        finally:
+            self._forget(accepted.seq, future)
+
+    def _forget(self, seq: int, future: asyncio.Future[Applied]) -> None:
+        futures = self._waiting.get(seq)
+        if futures is not None:
+            futures.remove(future)
+            if not futures:
+                del self._waiting[seq]
+
+    def resolve(self, applied: Applied) -> None:
+        """Tell whoever waits for this operation."""
+        for future in self._waiting.get(applied.operation.seq, ()):
+            if not future.done():
+                future.set_result(applied)
+
+    def release(self) -> None:
+        """Postgres is known to be away, or we are closing: nobody need wait out the time."""
+        for futures in self._waiting.values():
+            for future in futures:
+                if not future.done():
+                    future.set_exception(TimeoutError())

@@ -1,0 +1,128 @@
+"""Keeps open users' copies up to date: polling is the truth, hints only make it poll sooner."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from hybrid_memory.errors import HybridMemoryError
+from hybrid_memory.ports import ChangeFeed, Cursor, Head, HotTier
+from hybrid_memory.retry import Backoff
+
+# The shortest time between two hints of this process (faults.md P29: a commit-wide lock is held for each).
+HINT_INTERVAL_SECONDS = 0.02
+
+
+class Feed:
+    """Asks for the heads of all open users with one statement and takes in what is newer."""
+
+    name = "feed"
+
+    def __init__(
+        self,
+        *,
+        hot: HotTier,
+        feed: ChangeFeed,
+        open_users: Callable[[], Sequence[str]],
+        absorb: Callable[[Cursor], Awaitable[None]],
+        load: Callable[[str], Awaitable[bool]],
+        confirm: Callable[[str], None],
+        continues: Callable[[Cursor, Head], bool],
+        poll_seconds: float,
+        uniform: Callable[[], float],
+    ) -> None:
+        self._hot = hot
+        self._feed = feed
+        self._open_users = open_users
+        self._absorb = absorb
+        self._load = load
+        self._confirm = confirm
+        self._continues = continues
+        self._poll_seconds = poll_seconds
+        self._uniform = uniform
+        self._backoff = Backoff(first_seconds=0.1, cap_seconds=5.0)
+        self._failures = 0
+
+    async def run_once(self) -> float | None:
+        """Poll once. Returns the pause to the next poll, with jitter so that processes do not poll in step."""
+        users = self._open_users()
+        if users:
+            heads = {head.user_id: head for head in await self._feed.heads(users)}
+            for user_id in users:
+                await self._compare(user_id, heads.get(user_id))
+        self._failures = 0
+        return self._poll_seconds * (0.75 + self._uniform() / 2)
+
+    def failed(self, error: HybridMemoryError) -> float:  # noqa: ARG002 - every error means: not now
+        """Seconds to leave Postgres alone."""
+        self._failures += 1
+        return self._backoff.pause(self._failures, self._uniform)
+
+    async def _compare(self, user_id: str, head: Head | None) -> None:
+        cursor = self._hot.cursor(user_id)
+        if cursor is None or not cursor.complete:
+            await self._load(user_id)
+        elif head is None:
+            if cursor.epoch is not None:
+                await self._load(user_id)
+            self._confirm(user_id)
+        elif not self._continues(cursor, head):
+            await self._load(user_id)
+        else:
+            if head.rev > cursor.rev or cursor.epoch is None:
+                await self._absorb(cursor)
+            self._confirm(user_id)
+
+
+class Listener:
+    """Waits for other processes' hints and wakes the feed."""
+
+    name = "listener"
+
+    def __init__(self, feed: ChangeFeed, on_hint: Callable[[], None], uniform: Callable[[], float]) -> None:
+        self._feed = feed
+        self._on_hint = on_hint
+        self._uniform = uniform
+        self._backoff = Backoff(first_seconds=0.2, cap_seconds=5.0)
+        self._failures = 0
+
+    async def run_once(self) -> float | None:
+        """Listen until the link is lost. A hint missed in between costs one poll interval."""
+        await self._feed.listen(self._on_hint)
+        self._failures = 0
+        return HINT_INTERVAL_SECONDS
+
+    def failed(self, error: HybridMemoryError) -> float:  # noqa: ARG002 - every error means: not now
+        """Seconds to leave Postgres alone."""
+        self._failures += 1
+        return self._backoff.pause(self._failures, self._uniform)
+
+
+class Hinter:
+    """Hints to other processes that something changed: at once, then at most every 20 ms."""
+
+    name = "hinter"
+
+    def __init__(self, feed: ChangeFeed, uniform: Callable[[], float]) -> None:
+        self._feed = feed
+        self._uniform = uniform
+        self._pending = False
+        self._backoff = Backoff(first_seconds=0.2, cap_seconds=5.0)
+        self._failures = 0
+
+    def note(self) -> None:
+        """Something was committed to Postgres."""
+        self._pending = True
+
+    async def run_once(self) -> float | None:
+        """Send one hint for all that was noted."""
+        if not self._pending:
+            return None
+        self._pending = False
+        await self._feed.hint()
+        self._failures = 0
+        return HINT_INTERVAL_SECONDS
+
+    def failed(self, error: HybridMemoryError) -> float:  # noqa: ARG002 - every error means: not now
+        """Seconds to leave Postgres alone; the polls of the others find what was not hinted at."""
+        self._failures += 1
+        return self._backoff.pause(self._failures, self._uniform)

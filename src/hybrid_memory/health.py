@@ -1,0 +1,83 @@
+"""How a manager is, in words an operator can act on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from hybrid_memory.connect import PostgresMode, Tiers
+from hybrid_memory.ports import QueueState
+from hybrid_memory.retry import BreakerState
+from hybrid_memory.staff import Staff
+
+
+class Condition(StrEnum):
+    """The whole in one word."""
+
+    OK = "ok"
+    DEGRADED = "degraded"
+    """Work goes on, with less: Postgres is away, or something waits for a person."""
+    FAILED = "failed"
+    """Something acknowledged could be delayed until a person acts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """A manager's state. `causes` says why it is not ok; ages are seconds, sizes bytes."""
+
+    condition: Condition
+    causes: tuple[str, ...]
+    postgres: str
+    postgres_reason: str
+    breaker: str
+    users_open: int
+    users_held: int
+    queued: int
+    queued_bytes: int
+    oldest_queued_seconds: float | None
+    dead_letters: int
+    file_bytes: int
+    index_bytes: int
+    sqlite: str
+    services: dict[str, str]
+
+
+def assess(tiers: Tiers, staff: Staff, *, users_open: int, now_us: int) -> Health:
+    """The health of a manager that is open."""
+    queue, file, durable = tiers.file.outbox.state(), tiers.file, tiers.durable
+    services = {service.name: service.last_error or ("ok" if service.alive else "dead") for service in staff.services}
+    condition, causes = _diagnose(tiers, staff, queue, services)
+    return Health(
+        condition=condition,
+        causes=causes,
+        postgres=durable.mode,
+        postgres_reason=durable.reason,
+        breaker=staff.relay.breaker_state,
+        users_open=users_open,
+        users_held=len(file.hot.cursors()),
+        queued=queue.entries,
+        queued_bytes=queue.payload_bytes,
+        oldest_queued_seconds=None if queue.oldest_at is None else max(0, now_us - queue.oldest_at) / 1e6,
+        dead_letters=queue.dead_letters,
+        file_bytes=file.bytes_on_disk,
+        index_bytes=file.index_bytes,
+        sqlite=f"{file.database.driver.name} {file.database.driver.version}",
+        services=services,
+    )
+
+
+def _diagnose(
+    tiers: Tiers, staff: Staff, queue: QueueState, services: Mapping[str, str]
+) -> tuple[Condition, tuple[str, ...]]:
+    causes: list[str] = []
+    if tiers.durable.mode is PostgresMode.OFF:
+        causes.append(f"no Postgres: {tiers.durable.reason}; memory is kept in this file only")
+    elif staff.relay.breaker_state is not BreakerState.CLOSED:
+        causes.append(f"Postgres does not take writes: {staff.relay_service.last_error}")
+    causes += [f"the service {name} is dead" for name, state in services.items() if state == "dead"]
+    if queue.dead_letters:
+        causes.append(f"{queue.dead_letters} dead letters wait for a person")
+    if tiers.file.database.failure is not None:
+        return Condition.FAILED, (*causes, "the local file's writer has stopped")
+    return (Condition.DEGRADED if causes else Condition.OK), tuple(causes)

@@ -1,0 +1,177 @@
+"""Loads a user's graph at session start: the difference where the copy is known, all of it otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+from hybrid_memory.clock import Clock
+from hybrid_memory.errors import DurableTierError
+from hybrid_memory.events import LoadFinished, LoadStarted, Rewritten, Sink
+from hybrid_memory.graph import Progress
+from hybrid_memory.ports import ChangeFeed, Cursor, FlatRow, Head, HotTier, Replica
+
+ProgressHook = Callable[[Progress], None]
+
+# Chunks on their way into the file at once: one being written while the next is read from the network.
+CHUNKS_IN_FLIGHT = 2
+
+
+class Preload:
+    """Brings users' copies up to date. Many callers for one user share one load; leaving it does not stop it."""
+
+    def __init__(self, *, hot: HotTier, replica: Replica, feed: ChangeFeed, clock: Clock, events: Sink) -> None:
+        self._hot = hot
+        self._replica = replica
+        self._feed = feed
+        self._clock = clock
+        self._events = events
+        self._flights: dict[str, asyncio.Task[bool]] = {}
+        self._watchers: dict[str, list[ProgressHook]] = {}
+        # When Postgres last said that a user's copy was up to date, on the monotonic clock.
+        self._confirmed: dict[str, float] = {}
+
+    async def bring_up_to_date(self, user_id: str, progress: ProgressHook | None = None) -> bool:
+        """Make the copy current. False when Postgres could not be asked: the copy is what the file has.
+
+        Raises `DurableTierError` only for what a person must mend.
+        """
+        flight = self._flights.get(user_id)
+        if flight is None:
+            flight = asyncio.get_running_loop().create_task(self._bring(user_id), name="hybrid-memory-load")
+            self._flights[user_id] = flight
+            flight.add_done_callback(lambda _: self._landed(user_id))
+        if progress is not None:
+            self._watchers.setdefault(user_id, []).append(progress)
+        return await asyncio.shield(flight)
+
+    def _landed(self, user_id: str) -> None:
+        self._flights.pop(user_id, None)
+        self._watchers.pop(user_id, None)
+
+    def confirmed_at(self, user_id: str) -> float | None:
+        """When the copy was last known to be up to date, in monotonic seconds."""
+        return self._confirmed.get(user_id)
+
+    def confirm(self, user_id: str) -> None:
+        """Postgres has just said that the copy is up to date."""
+        self._confirmed[user_id] = self._clock.monotonic()
+
+    def forget(self, user_id: str) -> None:
+        """The user's copy is gone."""
+        self._confirmed.pop(user_id, None)
+
+    async def close(self) -> None:
+        """Stop what is under way; what was loaded out of sight is swept at the next opening."""
+        flights = list(self._flights.values())
+        for flight in flights:
+            flight.cancel()
+        await asyncio.gather(*flights, return_exceptions=True)
+
+    async def _bring(self, user_id: str) -> bool:
+        try:
+            await self._load(user_id)
+        except DurableTierError as error:
+            if not error.retryable:
+                raise
+            return False
+        self.confirm(user_id)
+        return True
+
+    async def _load(self, user_id: str) -> None:
+        cursor = self._hot.cursor(user_id)
+        if cursor is not None and cursor.complete:
+            heads = await self._feed.heads([user_id])
+            if await self._take_difference(cursor, heads[0] if heads else None):
+                self._report(user_id, 0, 0, finished=True)
+                return
+            self._events.emit(Rewritten(user_id=user_id))
+        await self._load_all(user_id)
+
+    async def _take_difference(self, cursor: Cursor, head: Head | None) -> bool:
+        """Absorb what is newer than the cursor; False when the copy cannot be continued and must be loaded anew."""
+        if head is None:
+            return cursor.epoch is None
+        if not continues(cursor, head):
+            return False
+        if head.rev > cursor.rev:
+            await self.absorb_difference(cursor)
+        return True
+
+    async def absorb_difference(self, cursor: Cursor) -> None:
+        """Take in every row newer than the cursor."""
+        started = self._clock.monotonic()
+        async with self._feed.snapshot(cursor.user_id, after_rev=cursor.rev) as snapshot:
+            nodes = [row async for chunk in snapshot.nodes() for row in chunk]
+            relationships = [row async for chunk in snapshot.relationships() for row in chunk]
+            head = snapshot.head
+        await self._replica.absorb(head, nodes, relationships)
+        self._finished(cursor.user_id, len(nodes), len(relationships), started, full=False)
+
+    async def _load_all(self, user_id: str) -> None:
+        self._events.emit(LoadStarted(user_id=user_id))
+        started = self._clock.monotonic()
+        async with self._feed.snapshot(user_id, after_rev=None) as snapshot:
+            head = snapshot.head
+            await self._obey_erasure(user_id, head)
+            generation = await self._replica.begin_load()
+            nodes = await self._stream(
+                user_id, snapshot.nodes(), generation, self._replica.add_nodes, 0, snapshot.expected
+            )
+            edges = await self._stream(
+                user_id, snapshot.relationships(), generation, self._replica.add_relationships, nodes, snapshot.expected
+            )
+        await self._replica.show_load(generation, head, complete=True)
+        self._report(user_id, nodes + edges, nodes + edges, finished=True)
+        self._finished(user_id, nodes, edges, started, full=True)
+
+    async def _obey_erasure(self, user_id: str, head: Head) -> None:
+        cursor = self._hot.cursor(user_id)
+        if cursor is not None and 0 <= cursor.erased_rev < head.erased_rev:
+            await self._replica.erase(user_id, erased_rev=head.erased_rev)
+
+    async def _stream(
+        self,
+        user_id: str,
+        chunks: AsyncIterator[Sequence[FlatRow]],
+        generation: int,
+        add: Callable[[int, Sequence[FlatRow]], Awaitable[None]],
+        done: int,
+        expected: int,
+    ) -> int:
+        count = 0
+        in_flight: list[Awaitable[None]] = []
+        async for chunk in chunks:
+            if len(in_flight) >= CHUNKS_IN_FLIGHT:
+                await in_flight.pop(0)
+            in_flight.append(add(generation, chunk))
+            count += len(chunk)
+            self._report(user_id, done + count, expected, finished=False)
+        for pending in in_flight:
+            await pending
+        return count
+
+    def _report(self, user_id: str, loaded: int, total: int, *, finished: bool) -> None:
+        for hook in self._watchers.get(user_id, ()):
+            hook(Progress(user_id=user_id, loaded=loaded, total=max(total, loaded), finished=finished))
+
+    def _finished(self, user_id: str, nodes: int, relationships: int, started: float, *, full: bool) -> None:
+        seconds = round(self._clock.monotonic() - started, 6)
+        self._events.emit(
+            LoadFinished(user_id=user_id, nodes=nodes, relationships=relationships, seconds=seconds, full=full)
+        )
+
+
+def continues(cursor: Cursor, head: Head) -> bool:
+    """Whether a copy at `cursor` can be carried on to `head`, or the past was rewritten or erased in between.
+
+    A copy that never met a head (the user was new) continues with the first one.
+    """
+    if cursor.epoch is None:
+        return cursor.rev == 0 and head.erased_rev == 0
+    return (
+        cursor.epoch == head.epoch
+        and cursor.timeline in (0, head.timeline)
+        and cursor.rev <= head.rev
+        and cursor.erased_rev == head.erased_rev
+    )

@@ -1,0 +1,50 @@
+"""Receipts: what is said for an accepted write, now and when Postgres has decided."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+
+from hybrid_memory.clock import Clock
+from hybrid_memory.deliveries import Deliveries
+from hybrid_memory.graph import NodeId, Receipt, Status, Verdict
+from hybrid_memory.ports import Accepted, Outbox
+
+
+class ReceiptDesk:
+    """Issues receipts for writes that are fsynced locally."""
+
+    def __init__(self, *, outbox: Outbox, deliveries: Deliveries, is_away: Callable[[], bool], clock: Clock) -> None:
+        self._outbox = outbox
+        self._deliveries = deliveries
+        self._is_away = is_away
+        self._clock = clock
+
+    async def issue(self, accepted: Accepted, node_id: NodeId, wait_seconds: float) -> Receipt:
+        """The receipt after waiting at most so long for Postgres; at once when it is known to be away."""
+        receipt = Receipt(
+            op_id=accepted.op_id,
+            node_id=node_id,
+            status=Status.PENDING,
+            outcome=lambda timeout: self._outcome(accepted, receipt, timeout),
+        )
+        if wait_seconds <= 0 or self._is_away():
+            return receipt
+        applied = await self._deliveries.wait(accepted, wait_seconds)
+        if applied is None:
+            return receipt
+        return receipt.decided(rev=applied.rev, verdict=applied.verdict)
+
+    async def _outcome(self, accepted: Accepted, receipt: Receipt, timeout: timedelta | None) -> Receipt:
+        deadline = None if timeout is None else self._clock.monotonic() + timeout.total_seconds()
+        while True:
+            known = self._outbox.verdict(accepted)
+            if known is not None:
+                verdict, rev = known
+                return receipt.decided(rev=rev, verdict=verdict)
+            left = None if deadline is None else deadline - self._clock.monotonic()
+            if left is not None and left <= 0:
+                raise TimeoutError("the operation is still queued")
+            applied = await self._deliveries.wait(accepted, left)
+            if applied is not None and applied.verdict is not Verdict.DEAD:
+                return receipt.decided(rev=applied.rev, verdict=applied.verdict)

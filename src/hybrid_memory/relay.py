@@ -1,0 +1,213 @@
+"""The one road to Postgres: claims what is queued, applies it many users at a time, settles what was decided."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from hybrid_memory.batching import cut, halves
+from hybrid_memory.changes import Kind, Operation
+from hybrid_memory.deliveries import Deliveries
+from hybrid_memory.errors import Fenced, HybridMemoryError, Misconfigured, PoisonOperation
+from hybrid_memory.events import Buried, Persisted, PersistFailed, Recovered, Sink
+from hybrid_memory.graph import Verdict
+from hybrid_memory.ports import Applied, AppliedUser, BatchApplied, Disputed, DurableTier, HotTier, Opening, Outbox
+from hybrid_memory.retry import Breaker, BreakerState
+
+# A wrong password or a missing table is mended by a person; looking again this often costs nothing.
+MISCONFIGURED_PAUSE_SECONDS = 5.0
+
+
+class Relay:
+    """Carries the queue. First in, first out for each user; nothing leaves the queue before its commit is known."""
+
+    name = "relay"
+
+    def __init__(
+        self,
+        *,
+        outbox: Outbox,
+        durable: DurableTier,
+        hot: HotTier,
+        opening: Opening,
+        deliveries: Deliveries,
+        breaker: Breaker,
+        events: Sink,
+        is_persistent: Callable[[str], bool],
+        on_decided: Callable[[BatchApplied], None],
+        batch_size: int,
+    ) -> None:
+        self._outbox = outbox
+        self._durable = durable
+        self._hot = hot
+        self._opening = opening
+        self._deliveries = deliveries
+        self._breaker = breaker
+        self._events = events
+        self._is_persistent = is_persistent
+        self._on_decided = on_decided
+        self._batch_size = batch_size
+        self._shaken_hands = False
+        self._fenced = False
+        self._after_seq = 0
+        # Users with operations at or below _after_seq that still wait.
+        self._left_behind: set[str] = set()
+
+    @property
+    def away(self) -> bool:
+        """Postgres is known not to take anything now."""
+        return self._breaker.state is not BreakerState.CLOSED or self._fenced
+
+    @property
+    def breaker_state(self) -> BreakerState:
+        """Whether Postgres is tried."""
+        return self._breaker.state
+
+    async def run_once(self) -> float | None:
+        """Carry one batch. Returns 0 when there may be more, None when the queue is empty."""
+        if self._fenced:
+            return None
+        self._breaker.trying()
+        if not self._shaken_hands:
+            await self._durable.handshake(self._opening)
+            self._shaken_hands = True
+            self._start_over()
+        batch = self._next_batch()
+        if batch:
+            await self._carry(batch)
+        self._reachable()
+        return 0.0 if batch or self._left_behind else None
+
+    def failed(self, error: HybridMemoryError) -> float:
+        """Seconds to leave Postgres alone after an error; everything stays queued."""
+        self._shaken_hands = False
+        self._start_over()
+        pause = self._breaker.failed()
+        if isinstance(error, Fenced):
+            self._fenced = True
+        elif isinstance(error, Misconfigured):
+            pause = MISCONFIGURED_PAUSE_SECONDS
+        self._events.emit(
+            PersistFailed(code=error.code, failures=self._breaker.failures, retry_in_seconds=round(pause, 3))
+        )
+        self._deliveries.release()
+        return pause
+
+    def _reachable(self) -> None:
+        failures = self._breaker.failures
+        self._breaker.succeeded()
+        if failures:
+            self._events.emit(Recovered(failures=failures))
+
+    def _start_over(self) -> None:
+        self._after_seq = 0
+        self._left_behind.clear()
+
+    def _next_batch(self) -> list[Operation]:
+        found: list[Operation] = []
+        full: set[str] = set()
+        for user_id in sorted(self._left_behind):
+            theirs = self._outbox.claim(after_seq=0, limit=self._batch_size, user_id=user_id)
+            found += theirs
+            if len(theirs) >= self._batch_size:
+                full.add(user_id)
+            if len(found) >= self._batch_size:
+                break
+        revisited, self._left_behind = self._left_behind, set()
+        tail: list[Operation] = []
+        if len(found) < self._batch_size:
+            tail = self._outbox.claim(after_seq=self._after_seq, limit=self._batch_size)
+        passed_over: set[str] = set()
+        for operation in tail:
+            self._after_seq = operation.seq
+            if not self._is_persistent(operation.user_id):
+                continue
+            if operation.user_id in revisited:
+                passed_over.add(operation.user_id)
+            else:
+                found.append(operation)
+        batch, waiting = cut(found)
+        served = {operation.user_id for operation in found}
+        # Users revisited but not reached this time keep their place.
+        self._left_behind = (
+            waiting | full | passed_over | (revisited - served if len(found) >= self._batch_size else set())
+        )
+        return batch
+
+    async def _carry(self, operations: list[Operation]) -> None:
+        erasures = [operation for operation in operations if operation.kind is Kind.ERASE]
+        for erasure in erasures:
+            await self._erase(erasure)
+        changes = [operation for operation in operations if operation.kind is not Kind.ERASE]
+        if changes:
+            await self._apply(changes)
+
+    async def _erase(self, erasure: Operation) -> None:
+        erased_rev = await self._durable.erase(self._opening, erasure)
+        applied = Applied(operation=erasure, verdict=Verdict.APPLIED, rev=erased_rev)
+        self._decided(BatchApplied(operations=(applied,), users=()))
+
+    async def _apply(self, operations: list[Operation]) -> None:
+        try:
+            self._decided(await self._durable.apply(self._opening, operations, self._erasures(operations)))
+        except Disputed as disputed:
+            await self._settle_dispute(operations, disputed.users)
+        except PoisonOperation as poison:
+            if len(operations) == 1:
+                await self._bury(operations[0], poison)
+                return
+            for part in halves(operations):
+                await self._apply(part)
+
+    async def _settle_dispute(self, operations: list[Operation], disputed: frozenset[str]) -> None:
+        users = disputed or {operation.user_id for operation in operations}
+        calm = [operation for operation in operations if operation.user_id not in users]
+        for user_id in sorted(users):
+            await self._decide([operation for operation in operations if operation.user_id == user_id])
+        if calm:
+            await self._apply(calm)
+
+    async def _decide(self, operations: list[Operation]) -> None:
+        if not operations:
+            return
+        cursor = self._hot.cursor(operations[0].user_id)
+        try:
+            self._decided(await self._durable.decide(self._opening, operations, cursor.erased_rev if cursor else -1))
+        except PoisonOperation as poison:
+            if len(operations) == 1:
+                await self._bury(operations[0], poison)
+                return
+            for part in halves(operations):
+                await self._decide(part)
+
+    def _erasures(self, operations: Sequence[Operation]) -> dict[str, int]:
+        cursors = {user_id: self._hot.cursor(user_id) for user_id in {operation.user_id for operation in operations}}
+        return {user_id: max(0, cursor.erased_rev) if cursor else 0 for user_id, cursor in cursors.items()}
+
+    def _decided(self, batch: BatchApplied) -> None:
+        self._outbox.settle(batch)
+        for applied in batch.operations:
+            self._tell(applied)
+        self._on_decided(batch)
+
+    def _tell(self, applied: Applied) -> None:
+        operation = applied.operation
+        self._deliveries.resolve(applied)
+        self._events.emit(
+            Persisted(
+                user_id=operation.user_id,
+                node_id=operation.entity_id,
+                op_id=operation.op_id,
+                rev=applied.rev,
+                verdict=applied.verdict,
+            )
+        )
+
+    async def _bury(self, operation: Operation, poison: PoisonOperation) -> None:
+        await self._outbox.bury(operation, sqlstate=poison.sqlstate, reason=poison.message)
+        self._events.emit(Buried(user_id=operation.user_id, op_id=operation.op_id, sqlstate=poison.sqlstate))
+        self._deliveries.resolve(Applied(operation=operation, verdict=Verdict.DEAD, rev=None))
+
+
+def users_decided_otherwise(batch: BatchApplied) -> list[AppliedUser]:
+    """The users whose local rows are not what stands now, so that the feed should look at once."""
+    return [user for user in batch.users if not user.as_sent]

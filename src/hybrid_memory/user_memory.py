@@ -1,0 +1,318 @@
+"""The handle bound to one user: what an agent reads and writes all day."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+from hybrid_memory import filters, validation
+from hybrid_memory.changes import NodeChange, RelationshipChange, Rule, searchable_text
+from hybrid_memory.clock import Clock, IdSource, entity_node_id, keyed_node_id, relationship_id
+from hybrid_memory.errors import Closed, InvalidInput
+from hybrid_memory.graph import (
+    Digest,
+    Direction,
+    Freshness,
+    Hit,
+    JsonInput,
+    MemoryNode,
+    Neighbour,
+    NodeId,
+    Page,
+    Receipt,
+)
+from hybrid_memory.jsontext import decode, encode
+from hybrid_memory.ports import HotTier, Listing, Outbox
+from hybrid_memory.preload import Preload
+from hybrid_memory.receipts import ReceiptDesk
+from hybrid_memory.settings import Settings
+
+DEFAULT_WAIT_SECONDS = 0.25
+ENTITY_CONTEXT = "domain_entity"
+MAX_DEPTH = 8
+# A query this long is a pasted document; only its first words count anyway.
+MAX_QUERY_BYTES = 2**16
+
+
+@dataclass(slots=True)
+class Liveness:
+    """Whether the manager behind handles is open."""
+
+    open: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """What handles work with; one for all handles of a manager."""
+
+    hot: HotTier
+    outbox: Outbox
+    receipts: ReceiptDesk
+    preload: Preload
+    clock: Clock
+    ids: IdSource
+    settings: Settings
+    liveness: Liveness
+    is_away: Callable[[], bool]
+
+
+class UserMemory:
+    """One user's memory. Reads are local and see this process's own writes at once; writes are queued durably.
+
+    Every method raises `InvalidInput` naming the field before anything is stored, and `Closed` once the manager is
+    closed. A write that raises stored nothing, unless it raised `StorageFailed` or was cancelled: then it is either
+    completely there or not at all.
+    """
+
+    def __init__(self, user_id: str, access: Access) -> None:
+        self.user_id = user_id
+        self._access = access
+        self._hot = access.hot
+        self._liveness = access.liveness
+
+    async def store(
+        self,
+        content: Mapping[str, JsonInput],
+        *,
+        context_type: str,
+        node_id: str | None = None,
+        namespace: str = "default",
+        key: str | None = None,
+        tags: Iterable[str] = (),
+        summary: str | None = None,
+        importance: float | None = None,
+        ttl: timedelta | None = None,
+        expected_rev: int | None = None,
+        wait: float = DEFAULT_WAIT_SECONDS,
+    ) -> Receipt:
+        """Store a memory in both tiers and say where it is safe.
+
+        Without `node_id` or `key` it is a new node; with `key` it is the one node of (namespace, key); with `node_id`
+        that node is overwritten (or made). `expected_rev` demands that the node stands at that revision, 0 that it
+        does not exist. `wait` is how many seconds to wait for Postgres, 0 for not at all. `importance` is 0..1.
+
+        Raises `Conflict`, `Backpressure`, `StorageFull`; then nothing was stored.
+        """
+        change = self._node_change(
+            content, context_type, node_id, namespace, key, tags, summary, importance, ttl, expected_rev
+        )
+        seconds = validation.wait(wait)
+        self._check_open()
+        accepted = await self._access.outbox.accept_node(self.user_id, change)
+        return await self._access.receipts.issue(accepted, change.node_id, seconds)
+
+    def _node_change(
+        self,
+        content: Mapping[str, JsonInput],
+        context_type: str,
+        node_id: str | None,
+        namespace: str,
+        key: str | None,
+        tags: Iterable[str],
+        summary: str | None,
+        importance: float | None,
+        ttl: timedelta | None,
+        expected_rev: int | None,
+    ) -> NodeChange:
+        text = validation.content(content, max_bytes=self._access.settings.content_bytes)
+        place = validation.namespace(namespace)
+        name = None if key is None else validation.identifier("key", key)
+        identity, fresh = self._identity(node_id, place, name)
+        rule = Rule.APPEND if fresh else Rule.REPLACE
+        return NodeChange(
+            node_id=identity,
+            namespace=place,
+            key=name,
+            context_type=validation.context_type(context_type),
+            content=text,
+            text_content=searchable_text(decode(text)),
+            summary=None if summary is None else validation.summary(summary),
+            tags=_tags(tags),
+            importance=None if importance is None else validation.importance(importance),
+            expires_at=None if ttl is None else self._access.clock.now_us() + validation.ttl(ttl),
+            rule=rule if expected_rev is None else Rule.COMPARE,
+            expected_rev=None if expected_rev is None else validation.expected_rev(expected_rev),
+            fresh=fresh and expected_rev is None,
+        )
+
+    def _identity(self, node_id: str | None, namespace: str, key: str | None) -> tuple[NodeId, bool]:
+        if key is not None:
+            if node_id is not None:
+                raise InvalidInput("node_id", "must not be given together with key, from which it is derived")
+            return NodeId(keyed_node_id(self.user_id, namespace, key)), False
+        if node_id is not None:
+            return validation.node_id("node_id", node_id), False
+        return NodeId(self._access.ids.new()), True
+
+    async def store_entity(
+        self,
+        system: str,
+        entity_id: str,
+        entity_type: str,
+        data: Mapping[str, JsonInput],
+        *,
+        name: str | None = None,
+        wait: float = DEFAULT_WAIT_SECONDS,
+    ) -> Receipt:
+        """Store an entity: one node for each (user, system, entity_id). Storing it again merges `data` field by field.
+
+        Merging follows RFC 7396: a null member removes, objects merge, all else replaces. Two processes that store
+        the same entity while apart end with one node that has the fields of both.
+        """
+        system = validation.entity_system(system)
+        identity = validation.identifier("entity_id", entity_id)
+        kind = validation.identifier("entity_type", entity_type)
+        content: dict[str, JsonInput] = {
+            "entity_system": system,
+            "entity_id": identity,
+            "entity_type": kind,
+            "entity_data": data,
+        }
+        if name is not None:
+            content["entity_name"] = validation.text("name", name, max_bytes=1024)
+        text = validation.content(content, max_bytes=self._access.settings.content_bytes)
+        change = NodeChange(
+            node_id=NodeId(entity_node_id(self.user_id, system, identity)),
+            namespace="default",
+            key=None,
+            context_type=ENTITY_CONTEXT,
+            content=text,
+            text_content=searchable_text(decode(text)),
+            summary=None,
+            tags=None,
+            importance=None,
+            entity_system=system,
+            entity_id=identity,
+            entity_type=kind,
+            rule=Rule.MERGE,
+        )
+        seconds = validation.wait(wait)
+        self._check_open()
+        accepted = await self._access.outbox.accept_node(self.user_id, change)
+        return await self._access.receipts.issue(accepted, change.node_id, seconds)
+
+    async def relate(
+        self,
+        source_id: str,
+        target_id: str,
+        relationship_type: str,
+        *,
+        weight: float = 1.0,
+        properties: Mapping[str, JsonInput] | None = None,
+        wait: float = DEFAULT_WAIT_SECONDS,
+    ) -> Receipt:
+        """Relate two nodes; the same (source, type, target) again updates weight and properties.
+
+        Raises `NotFound` when an end is not there. The receipt's `node_id` is the source.
+        """
+        source, target = validation.node_id("source_id", source_id), validation.node_id("target_id", target_id)
+        kind = validation.relationship_type(relationship_type)
+        change = RelationshipChange(
+            relationship_id=relationship_id(self.user_id, source, kind, target),
+            source_id=source,
+            target_id=target,
+            relationship_type=kind,
+            weight=validation.weight(weight),
+            properties=validation.properties({} if properties is None else properties),
+        )
+        seconds = validation.wait(wait)
+        self._check_open()
+        accepted = await self._access.outbox.accept_relationship(self.user_id, change)
+        return await self._access.receipts.issue(accepted, source, seconds)
+
+    async def get(self, node_id: str) -> MemoryNode | None:
+        """The node, or None if there is none (deleted and expired ones included). Never touches the network."""
+        if not self._liveness.open:
+            self._check_open()
+        return self._hot.get(self.user_id, validation.node_id("node_id", node_id))
+
+    async def get_many(self, node_ids: Iterable[str]) -> list[MemoryNode | None]:
+        """Like `get` for many, in the order asked."""
+        self._check_open()
+        return [self._hot.get(self.user_id, validation.node_id("node_ids", node_id)) for node_id in node_ids]
+
+    async def search(self, text: str, *, where: filters.Filter | None = None, limit: int = 10) -> list[Hit]:
+        """The nodes whose words fit `text` best (BM25 over stemmed words), best first, scores in 0..1.
+
+        Text is taken literally: no character of it is an operator. Without a word in it nothing is found.
+        """
+        predicate = filters.parse(where)
+        wanted = validation.limit(limit)
+        asked = validation.text("text", text, max_bytes=MAX_QUERY_BYTES)
+        self._check_open()
+        return await self._hot.search(self.user_id, asked, predicate, wanted)
+
+    async def neighbours(
+        self,
+        node_id: str,
+        *,
+        depth: int = 1,
+        types: Iterable[str] | None = None,
+        direction: Direction = "both",
+        limit: int = 100,
+    ) -> list[Neighbour]:
+        """The nodes within `depth` relationships (1 to 8), nearest first, then by weight."""
+        wanted = validation.limit(limit)
+        start = validation.node_id("node_id", node_id)
+        if type(depth) is not int or not 1 <= depth <= MAX_DEPTH:
+            raise InvalidInput("depth", f"must be a whole number from 1 to {MAX_DEPTH}")
+        if direction not in {"out", "in", "both"}:
+            raise InvalidInput("direction", "must be out, in or both")
+        kinds = None if types is None else frozenset(validation.relationship_type(kind) for kind in types)
+        self._check_open()
+        return await self._hot.neighbours(
+            self.user_id, start, depth=depth, types=kinds, direction=direction, limit=wanted
+        )
+
+    async def delete(self, node_id: str, *, wait: float = DEFAULT_WAIT_SECONDS) -> Receipt:
+        """Delete a node and the relationships at it. Raises `NotFound` if there is none."""
+        target = validation.node_id("node_id", node_id)
+        seconds = validation.wait(wait)
+        self._check_open()
+        accepted = await self._access.outbox.accept_deletion(self.user_id, target)
+        return await self._access.receipts.issue(accepted, target, seconds)
+
+    def freshness(self) -> Freshness:
+        """How far this copy may be behind Postgres."""
+        self._check_open()
+        cursor = self._hot.cursor(self.user_id)
+        confirmed = self._access.preload.confirmed_at(self.user_id)
+        age = None if confirmed is None else timedelta(seconds=max(0.0, self._access.clock.monotonic() - confirmed))
+        return Freshness(
+            complete=cursor is not None and cursor.complete,
+            rev=cursor.rev if cursor else 0,
+            age=age,
+            queued=self._hot.queued_of(self.user_id),
+            degraded=self._access.is_away(),
+        )
+
+    async def digest(self) -> Digest:
+        """The fingerprint of the user on this tier, to compare with the durable tier's."""
+        self._check_open()
+        return await self._hot.digest(self.user_id)
+
+    async def list(
+        self,
+        *,
+        where: filters.Filter | None = None,
+        order: str = "-created_at",
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> Page[MemoryNode]:
+        """One page of nodes. `order` is created_at, updated_at or importance, with `-` in front for descending.
+
+        A page's `next_cursor` continues behind its last row, whatever was stored or deleted since.
+        """
+        listing = Listing(predicate=filters.parse(where), order=order, limit=validation.limit(limit), cursor=cursor)
+        self._check_open()
+        return await self._hot.page(self.user_id, listing)
+
+    def _check_open(self) -> None:
+        if not self._liveness.open:
+            raise Closed("the manager is closed", fix="open a HybridMemoryManager and use it inside its block")
+
+
+def _tags(tags: Iterable[str]) -> str | None:
+    checked = validation.tags(tags)
+    return encode(checked) if checked else None
