@@ -30,7 +30,7 @@ create table memory.nodes (
     search tsvector generated always as (to_tsvector('english', left(text_content, 100000))) stored,
     summary text,
     tags text[] not null,
-    importance real not null check (importance between 0 and 1),
+    importance double precision not null check (importance between 0 and 1),
     entity_system text,
     entity_id text,
     entity_type text,

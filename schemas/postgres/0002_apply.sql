@@ -88,7 +88,7 @@ begin
         from json_to_recordset(p_nodes) as r (
             u integer, back bigint, seq bigint, base bigint,
             user_id text, node_id uuid, namespace text, key text, context_type text, content json, row_hash text,
-            text_content text, summary text, tags text[], importance real, entity_system text, entity_id text,
+            text_content text, summary text, tags text[], importance double precision, entity_system text, entity_id text,
             entity_type text, session_id text, source_agent text, created_at bigint, updated_at bigint,
             expires_at bigint, deleted_at bigint, stamp bigint)
         on conflict (user_id, node_id) do update
@@ -147,15 +147,24 @@ declare
     v_orphans uuid[];
     v_rev bigint;
 begin
-    select array_agg(r.relationship_id) into v_orphans
-    from memory.relationships r
-    join memory.nodes n on n.user_id = r.user_id and (n.node_id = r.source_id or n.node_id = r.target_id)
-    where r.user_id = p_user and r.deleted_at is null
-      and n.user_id = p_user and n.rev > p_after_rev and n.deleted_at is not null;
+    with buried as materialized (
+        select n.node_id from memory.nodes n
+        where n.user_id = p_user and n.rev > p_after_rev and n.deleted_at is not null
+    )
+    -- Two searches for each node (`offset 0` keeps them so): an OR would read all relationships of the user.
+    select array_agg(distinct o.relationship_id order by o.relationship_id) into v_orphans
+    from buried b
+    cross join lateral (
+        select r.relationship_id from memory.relationships r
+        where r.user_id = p_user and r.source_id = b.node_id and r.deleted_at is null
+        union all
+        select r.relationship_id from memory.relationships r
+        where r.user_id = p_user and r.target_id = b.node_id and r.deleted_at is null
+        offset 0
+    ) as o;
     if v_orphans is null then
         return 0;
     end if;
-    select array_agg(distinct o.id order by o.id) into v_orphans from unnest(v_orphans) as o (id);
     update memory.heads h
     set rev = h.rev + cardinality(v_orphans), relationships = h.relationships - cardinality(v_orphans)
     where h.user_id = p_user

@@ -14,6 +14,9 @@ from hybrid_memory.errors import InvalidInput
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 
+# Below this (the year 2112) a double of seconds is less than half a microsecond off, and rounds to the right one.
+_EXACT_AS_FLOAT_US = 2**52
+
 # Nodes, entities and relationships derive their ids under this namespace; changing it would duplicate every entity.
 _NAMESPACE = uuid.UUID("6f1f5c1e-0d5f-5c7e-9a3d-3c1c8f6b2a41")
 
@@ -54,6 +57,8 @@ def to_us(moment: datetime) -> int:
 
 def from_us(moment_us: int) -> datetime:
     """The aware UTC datetime of microseconds since the epoch, exactly."""
+    if 0 <= moment_us < _EXACT_AS_FLOAT_US:
+        return datetime.fromtimestamp(moment_us / 1e6, UTC)
     return EPOCH + timedelta(microseconds=moment_us)
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 from hybrid_memory import embedded
 from hybrid_memory.absent import AbsentPostgres
 from hybrid_memory.clock import Clock, IdSource
-from hybrid_memory.errors import HybridMemoryError, Misconfigured
+from hybrid_memory.errors import DataDirBusy, HybridMemoryError, Misconfigured
 from hybrid_memory.ports import ChangeFeed, DurableTier
 from hybrid_memory.postgres.change_feed import PostgresChangeFeed
 from hybrid_memory.postgres.database import PostgresSettings
@@ -22,7 +22,7 @@ from hybrid_memory.postgres.provision import create_database
 from hybrid_memory.settings import Environment, Settings
 from hybrid_memory.sqlite.hot_file import HotFile
 from hybrid_memory.sqlite.outbox import QueueBounds
-from hybrid_memory.sqlite.slots import Slot, prepare_directory, take_slot
+from hybrid_memory.sqlite.slots import Slot, prepare_directory, take_slot, try_slot
 
 EMBEDDED_DATABASE = "hybrid_memory"
 EMBEDDED_LOGIN = "hybrid_memory_login"
@@ -77,6 +77,7 @@ async def connect(
     settings: Settings,
     clock: Clock,
     ids: IdSource,
+    slot: int | None = None,
 ) -> Tiers:
     """Open both sides. A Postgres that is away does not stop it; one that is named wrongly shows in health.
 
@@ -87,11 +88,11 @@ async def connect(
         temporary = tempfile.TemporaryDirectory(prefix="hybrid-memory-")
         data_dir = Path(temporary.name)
     directory = prepare_directory(data_dir or environment.data_dir)
-    slot = take_slot(directory)
+    taken = _take(directory, slot)
     try:
-        file = await _open_file(slot, settings, clock, ids)
+        file = await _open_file(taken, settings, clock, ids)
     except BaseException:
-        slot.release()
+        taken.release()
         raise
     try:
         durable = await _durable(dsn, directory, postgres, environment, settings, clock)
@@ -99,6 +100,15 @@ async def connect(
         await file.close()
         raise
     return Tiers(data_dir=directory, file=file, durable=durable, temporary=temporary)
+
+
+def _take(directory: Path, number: int | None) -> Slot:
+    if number is None:
+        return take_slot(directory)
+    slot = try_slot(directory, number)
+    if slot is None:
+        raise DataDirBusy(f"another process holds slot {number}", fix="ask that process, or stop it")
+    return slot
 
 
 async def _open_file(slot: Slot, settings: Settings, clock: Clock, ids: IdSource) -> HotFile:

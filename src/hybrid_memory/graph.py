@@ -56,7 +56,6 @@ class MemoryNode:
     key: str | None
     context_type: str
     content: dict[str, JsonValue]
-    text: str
     summary: str | None
     tags: tuple[str, ...]
     importance: float

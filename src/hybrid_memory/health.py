@@ -43,10 +43,11 @@ class Health:
     services: dict[str, str]
 
 
-def assess(tiers: Tiers, staff: Staff, *, users_open: int, now_us: int) -> Health:
-    """The health of a manager that is open."""
+def assess(tiers: Tiers, staff: Staff, *, control: str, users_open: int, now_us: int) -> Health:
+    """The health of a manager that is open; `control` says how its socket for the command line is."""
     queue, file, durable = tiers.file.outbox.state(), tiers.file, tiers.durable
     services = {service.name: service.last_error or ("ok" if service.alive else "dead") for service in staff.services}
+    services["control"] = control
     condition, causes = _diagnose(tiers, staff, queue, services)
     return Health(
         condition=condition,

@@ -15,6 +15,7 @@ from hybrid_memory.changes import NodeChange, Rule, searchable_text
 from hybrid_memory.checkpoints import Checkpoints
 from hybrid_memory.clock import Clock, IdSource, SystemClock
 from hybrid_memory.connect import PostgresChoice, PostgresMode, Tiers, connect
+from hybrid_memory.control import ControlServer, Desk
 from hybrid_memory.errors import Closed, NotFound
 from hybrid_memory.events import EventLog, Observer
 from hybrid_memory.graph import Digest, Hit, JsonInput, NodeId, Progress, Receipt, TransientNode
@@ -66,6 +67,9 @@ class HybridMemoryManager:
         file = tiers.file
         self.checkpoints = Checkpoints(file.scratch, clock, max_bytes=settings.content_bytes)
         """Workflow checkpoints, local to this file."""
+        self.desk = Desk(self, hot=file.hot, outbox=file.outbox)
+        """What the command line asks."""
+        self._control = ControlServer(self.desk, file.slot.socket_path, events)
         self._access = Access(
             hot=file.hot,
             outbox=file.outbox,
@@ -91,6 +95,7 @@ class HybridMemoryManager:
         persistent_users: PersistentUsers | None = None,
         observer: Observer | None = None,
         clock: Clock | None = None,
+        slot: int | None = None,
     ) -> AbstractAsyncContextManager[Self]:
         """Open both tiers for the length of the block.
 
@@ -100,7 +105,8 @@ class HybridMemoryManager:
         Postgres that is away does not keep it from opening.
 
         `persistent_users` rolls persistence out gradually: operations of users it denies stay queued locally until a
-        later opening allows them. `observer` is called with every event.
+        later opening allows them. `observer` is called with every event. `slot` insists on that one of the
+        data directory's files, as the command line does to carry a dead owner's queue.
 
         Raises `StorageFailed` and its kin, `DataDirBusy`, `Misconfigured`, `InvalidInput`.
         """
@@ -112,6 +118,7 @@ class HybridMemoryManager:
             persistent=persistent_users or _everybody,
             events=EventLog(observer),
             clock=clock or SystemClock(),
+            slot=slot,
         )
 
     @classmethod
@@ -126,6 +133,7 @@ class HybridMemoryManager:
         persistent: PersistentUsers,
         events: EventLog,
         clock: Clock,
+        slot: int | None,
     ) -> AsyncGenerator[Self]:
         environment = read_environment()
         chosen = settings_of(environment, settings)
@@ -138,10 +146,12 @@ class HybridMemoryManager:
             settings=chosen,
             clock=clock,
             ids=ids,
+            slot=slot,
         )
         manager = cls(tiers, chosen, clock, ids, persistent, events)
         manager._staff.start()
         try:
+            await manager._control.start()
             yield manager
         finally:
             await manager.close()
@@ -153,6 +163,7 @@ class HybridMemoryManager:
         if not self._is_away() and self._tiers.durable.mode is not PostgresMode.OFF:
             await self.drain(self._settings.drain_on_close)
         self._liveness.open = False
+        await self._control.stop()
         await self._staff.stop()
         await self._tiers.close()
 
@@ -341,7 +352,13 @@ class HybridMemoryManager:
     async def health(self) -> Health:
         """How the manager is, and why it is not better."""
         self._check_open()
-        return assess(self._tiers, self._staff, users_open=len(self._open_users), now_us=self._clock.now_us())
+        return assess(
+            self._tiers,
+            self._staff,
+            control=self._control.state,
+            users_open=len(self._open_users),
+            now_us=self._clock.now_us(),
+        )
 
     def _is_away(self) -> bool:
         return self._tiers.durable.mode is PostgresMode.OFF or self._staff.relay.away

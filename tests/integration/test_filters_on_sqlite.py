@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -12,12 +13,13 @@ from importlib.resources import files
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pysqlite3 import dbapi2 as sqlite3
 
+from hybrid_memory.changes import searchable_text
 from hybrid_memory.clock import to_us
 from hybrid_memory.filters import Predicate, matches, parse, to_sqlite
 from hybrid_memory.graph import JsonValue, MemoryNode, NodeId
 from hybrid_memory.jsontext import encode
+from hybrid_memory.sqlite.driver import choose_driver
 from tests.unit.test_filters import FALSE, NODE, NOON, TRUE
 
 HOSTILE_KEYS = [
@@ -107,7 +109,9 @@ NUMBERS = st.sampled_from(
 )
 FREE_FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 # Few values that are easily mistaken for each other, so that a test often meets what it is about.
-ALIKE = st.sampled_from([0, 1, 1.0, -0.0, True, False, "1", "0", "true", "[1]", "", "a"])
+ALIKE: st.SearchStrategy[bool | float | str] = st.sampled_from(
+    [0, 1, 1.0, -0.0, True, False, "1", "0", "true", "[1]", "", "a"]
+)
 SCALARS: st.SearchStrategy[bool | float | str] = ALIKE | ALIKE | st.booleans() | NUMBERS | STRINGS | FREE_FLOATS
 KEYS = st.sampled_from([*["a"] * 6, "b", "b", "a.b", 'a"b', "$x", "0", "[0]", "", "\\", "é"])
 DOCUMENTS: st.SearchStrategy[dict[str, JsonValue]] = st.dictionaries(
@@ -134,7 +138,6 @@ def nodes(draw: st.DrawFn) -> MemoryNode:
         key=draw(maybe),
         context_type=draw(NAMES),
         content=draw(DOCUMENTS),
-        text=draw(STRINGS),
         summary=draw(st.none() | STRINGS),
         tags=tuple(draw(st.lists(NAMES, max_size=3, unique=True))),
         importance=draw(IMPORTANCES),
@@ -225,7 +228,9 @@ FILTERS: st.SearchStrategy[Mapping[str, object]] = st.recursive(
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[sqlite3.Connection]:
-    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+    module = choose_driver().module
+    opened = module.connect(":memory:", isolation_level=None, check_same_thread=True, uri=False)
+    with closing(opened) as connection:
         connection.executescript((files("hybrid_memory.schemas") / "sqlite" / "0001_hot_tier.sql").read_text())
         yield connection
 
@@ -242,7 +247,7 @@ def _fill(database: sqlite3.Connection, held: list[MemoryNode]) -> None:
             "context_type": node.context_type,
             "content": encode(node.content),
             "row_hash": "",
-            "text_content": node.text,
+            "text_content": searchable_text(node.content),
             "summary": node.summary,
             "tags": encode(node.tags),
             "importance": node.importance,
@@ -267,7 +272,7 @@ def _verdicts(database: sqlite3.Connection, predicate: Predicate) -> list[object
     return [verdict for (verdict,) in database.execute(f"select {sql} from nodes n order by row_id", binds)]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.lists(nodes(), min_size=1, max_size=5), st.lists(FILTERS, min_size=1, max_size=8))
 def test_random_filters_give_the_same_rows_in_memory_and_on_sqlite(
     database: sqlite3.Connection, held: list[MemoryNode], wheres: list[Mapping[str, object]]

@@ -21,6 +21,7 @@ NODE = MemoryNode(
     key="caf\u00e9",
     context_type="task",
     content={
+        "title": "Write the report",
         "status": "open",
         "priority": 3,
         "score": 0.5,
@@ -33,7 +34,6 @@ NODE = MemoryNode(
         "": "empty",
         "q\"\\'": "quoted",
     },
-    text="Write the report",
     summary=None,
     tags=("urgent", "caf\u00e9"),
     importance=0.5,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, Final, assert_never, cast
 
+from hybrid_memory.changes import searchable_text
 from hybrid_memory.clock import to_us
 from hybrid_memory.filters.tree import All, AnyOf, Column, Condition, JsonPath, Not, Op, Predicate, Scalar, Target
 from hybrid_memory.graph import JsonValue, MemoryNode
@@ -37,7 +38,7 @@ def matches(predicate: Predicate, node: MemoryNode) -> bool:
 def _read(target: Target, node: MemoryNode) -> object:
     if isinstance(target, JsonPath):
         return _inside(target.keys, node.content)
-    value: object = node.text if target is Column.TEXT_CONTENT else getattr(node, target.value)
+    value: object = searchable_text(node.content) if target is Column.TEXT_CONTENT else getattr(node, target.value)
     return to_us(value) if isinstance(value, datetime) else value
 
 

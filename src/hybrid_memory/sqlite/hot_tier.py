@@ -32,27 +32,26 @@ HALF_SCORE = 5.0
 _ORDERS = ("created_at", "updated_at", "importance")
 
 _NODE = (
-    "n.node_id, n.namespace, n.key, n.context_type, n.content, n.text_content, n.summary, n.tags, n.importance,"
-    " n.entity_system, n.entity_id, n.entity_type, n.session_id, n.source_agent, n.rev, n.created_at, n.updated_at,"
-    " n.expires_at"
+    "n.namespace, n.context_type, n.content, n.tags, n.importance, n.rev, n.created_at, n.updated_at, n.expires_at,"
+    " n.labels"
 )
-_NODE_WIDTH = 18
+_EXPIRES_AT = 8
+_WIDTH = 10
 # Only whole column lists of this module are put together below; every value is bound.
 _GET = f"select {_NODE} from nodes n where n.user_no = ? and n.node_id = ? and n.deleted_at is null"  # noqa: S608 - constants only
-_EXPIRES_AT = 17
 
 _EDGE = (
     "r.relationship_id, r.source_id, r.target_id, r.relationship_type, r.weight, r.properties, r.row_hash,"
     " r.valid_from, r.valid_to, r.created_at, r.updated_at, r.deleted_at, r.stamp, r.rev"
 )
 _OUTWARD = (
-    f"select {_NODE}, {_EDGE} from json_each(?1) f"  # noqa: S608 - constants only
+    f"select {_NODE}, n.node_id, {_EDGE} from json_each(?1) f"  # noqa: S608 - constants only
     " join relationships r on r.user_no = ?2 and r.source_id = f.value and r.deleted_at is null"
     " join nodes n on n.user_no = ?2 and n.node_id = r.target_id and n.deleted_at is null"
     " and (n.expires_at is null or n.expires_at > ?3)"
 )
 _INWARD = (
-    f"select {_NODE}, {_EDGE} from json_each(?1) f"  # noqa: S608 - constants only
+    f"select {_NODE}, n.node_id, {_EDGE} from json_each(?1) f"  # noqa: S608 - constants only
     " join relationships r on r.user_no = ?2 and r.target_id = f.value and r.deleted_at is null"
     " join nodes n on n.user_no = ?2 and n.node_id = r.source_id and n.deleted_at is null"
     " and (n.expires_at is null or n.expires_at > ?3)"
@@ -100,14 +99,15 @@ class SqliteHotTier:
         expires_at = row[_EXPIRES_AT]
         if expires_at is not None and expires_at <= self._clock.now_us():
             return None
-        return self._numbered(memory_node(user_id, row))
+        node = memory_node(user_id, node_id, row)
+        return self._numbered(node) if self._settling_revs else node
 
     def _numbered(self, node: MemoryNode) -> MemoryNode:
-        if self._settling_revs:
-            rev = self._settling_revs.get((node.user_id, node.node_id))
-            if rev is not None and rev > node.rev:
-                return replace(node, rev=rev)
-        return node
+        rev = self._settling_revs.get((node.user_id, node.node_id))
+        return node if rev is None or rev <= node.rev else replace(node, rev=rev)
+
+    def _node(self, user_id: str, row: SqlRow) -> MemoryNode:
+        return self._numbered(memory_node(user_id, row[_WIDTH], row[:_WIDTH]))
 
     def _place_of(self, user_id: str) -> int | None:
         user_no = self._user_nos.get(user_id)
@@ -153,7 +153,7 @@ class SqliteHotTier:
         # The column comes from the closed list above, the condition from the filter language: all input is bound.
         page_condition = f"and (n.{column}, n.row_id) {beyond} (?, ?)" if after else ""
         statement = (
-            f"select {_NODE}, n.{column}, n.row_id from nodes n where n.user_no = ? and n.deleted_at is null"  # noqa: S608 - constants only
+            f"select {_NODE}, n.node_id, n.{column}, n.row_id from nodes n where n.user_no = ? and n.deleted_at is null"  # noqa: S608 - constants only
             f" and (n.expires_at is null or n.expires_at > ?) and ({where}) {page_condition}"
             f" order by n.{column} {direction}, n.row_id {direction} limit ?"
         )
@@ -161,8 +161,8 @@ class SqliteHotTier:
         rows = await self._database.read(lambda connection: connection.execute(statement, parameters).fetchall())
         more = len(rows) > listing.limit
         rows = rows[: listing.limit]
-        items = tuple(self._numbered(memory_node(user_id, row[:_NODE_WIDTH])) for row in rows)
-        next_cursor = _write_cursor(listing.order, rows[-1][_NODE_WIDTH], rows[-1][-1]) if more else None
+        items = tuple(self._node(user_id, row) for row in rows)
+        next_cursor = _write_cursor(listing.order, rows[-1][-2], rows[-1][-1]) if more else None
         return Page(items=items, next_cursor=next_cursor)
 
     async def search(self, user_id: str, text: str, predicate: Predicate, limit: int) -> list[Hit]:
@@ -179,7 +179,7 @@ class SqliteHotTier:
         wanted = limit * CANDIDATES_PER_HIT
         where, binds = to_sqlite(predicate)
         statement = (
-            f"select {_NODE}, n.row_id from json_each(?) c join nodes n on n.row_id = c.value"  # noqa: S608 - constants only
+            f"select {_NODE}, n.node_id, n.row_id from json_each(?) c join nodes n on n.row_id = c.value"  # noqa: S608 - constants only
             f" where n.deleted_at is null and (n.expires_at is null or n.expires_at > ?) and ({where})"
         )
         while True:
@@ -191,10 +191,7 @@ class SqliteHotTier:
             wanted *= CANDIDATES_PER_HIT
         found = {cast("int", row[-1]): row for row in rows}
         best = [(found[row_id], score) for row_id, score in candidates if row_id in found][:limit]
-        return [
-            Hit(node=self._numbered(memory_node(user_id, row[:_NODE_WIDTH])), score=score / (score + HALF_SCORE))
-            for row, score in best
-        ]
+        return [Hit(node=self._node(user_id, row), score=score / (score + HALF_SCORE)) for row, score in best]
 
     async def neighbours(
         self,
@@ -232,13 +229,13 @@ class SqliteHotTier:
             rows = self._step(connection, statements, user_no, frontier)
             ring: dict[str, Neighbour] = {}
             for row in rows:
-                edge = relationship(user_id, row[_NODE_WIDTH:])
-                if row[0] in reached or (types is not None and edge.relationship_type not in types):
+                node_at, edge = row[_WIDTH], relationship(user_id, row[_WIDTH + 1 :])
+                if node_at in reached or (types is not None and edge.relationship_type not in types):
                     continue
-                heavier = row[0] not in ring or ring[row[0]].relationship.weight < edge.weight
+                heavier = node_at not in ring or ring[node_at].relationship.weight < edge.weight
                 if heavier:
-                    node = self._numbered(memory_node(user_id, row[:_NODE_WIDTH]))
-                    ring[row[0]] = Neighbour(node=node, relationship=edge, depth=step)
+                    node = self._node(user_id, row)
+                    ring[node_at] = Neighbour(node=node, relationship=edge, depth=step)
             found += sorted(ring.values(), key=lambda n: (-n.relationship.weight, n.node.node_id))
             reached |= ring.keys()
             frontier = list(ring)

@@ -17,33 +17,52 @@ ROW_BLOCK_BITS = 32
 """row_id = user_no << ROW_BLOCK_BITS | number within the user."""
 
 NO_TAGS = "[]"
+NO_LABELS = (None,) * 7
 
 
-def memory_node(user_id: str, row: SqlRow) -> MemoryNode:
-    """A node as callers see it, from the columns that `hot_tier` selects."""
-    expires_at = row[17]
-    tags = row[7]
-    return MemoryNode(
-        node_id=row[0],
-        user_id=user_id,
-        namespace=row[1],
-        key=row[2],
-        context_type=row[3],
-        content=orjson.loads(row[4]),
-        text=row[5],
-        summary=row[6],
-        tags=() if tags == NO_TAGS else tuple(orjson.loads(tags)),
-        importance=row[8],
-        entity_system=row[9],
-        entity_id=row[10],
-        entity_type=row[11],
-        session_id=row[12],
-        source_agent=row[13],
-        created_at=from_us(row[15]),
-        updated_at=from_us(row[16]),
-        expires_at=None if expires_at is None else from_us(expires_at),
-        rev=row[14],
-    )
+class _Blank:
+    """A `MemoryNode` in the making: the same slots, not frozen yet."""
+
+    __slots__ = MemoryNode.__slots__
+
+
+def memory_node(user_id: str, node_id: NodeId, row: SqlRow) -> MemoryNode:
+    """A node as callers see it, from the columns that `hot_tier` selects.
+
+    A frozen dataclass sets each field through `object.__setattr__`, which would take as long as the whole read from
+    SQLite. So the fields are set on a twin with the same slots, which then becomes the node.
+    """
+    blank: Any = _Blank()
+    (
+        blank.namespace,
+        blank.context_type,
+        content,
+        tags,
+        blank.importance,
+        blank.rev,
+        created_at,
+        updated_at,
+        expires_at,
+        labels,
+    ) = row
+    blank.user_id = user_id
+    blank.node_id = node_id
+    blank.content = orjson.loads(content)
+    blank.tags = () if tags == NO_TAGS else tuple(orjson.loads(tags))
+    blank.created_at = created = from_us(created_at)
+    blank.updated_at = created if updated_at == created_at else from_us(updated_at)
+    blank.expires_at = None if expires_at is None else from_us(expires_at)
+    (
+        blank.key,
+        blank.summary,
+        blank.entity_system,
+        blank.entity_id,
+        blank.entity_type,
+        blank.session_id,
+        blank.source_agent,
+    ) = NO_LABELS if labels is None else orjson.loads(labels)
+    blank.__class__ = MemoryNode
+    return cast("MemoryNode", blank)
 
 
 def relationship(user_id: str, row: SqlRow) -> Relationship:

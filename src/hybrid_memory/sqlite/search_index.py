@@ -16,6 +16,10 @@ from hybrid_memory.sqlite.rows import ROW_BLOCK_BITS
 # From this version on FTS5 can delete from a table that does not keep the text.
 _FORGETS_WITHOUT_TEXT: Final = (3, 43, 0)
 
+# FTS5 goes on counting deleted rows when it weighs how rare a word is (seen in 3.53.4, without the text it cannot do
+# otherwise). At this share of deletions an index is made anew; until then scores are up to ln(1.25) a word too high.
+_WORN_AT: Final = 0.25
+
 # How many pages of an index one taking-in of changes merges at most.
 _MERGED_PAGES: Final = 64
 
@@ -38,10 +42,13 @@ class UserSearchIndex:
         self._base = user_no << ROW_BLOCK_BITS
         self._end = (user_no + 1) << ROW_BLOCK_BITS
         self._extended_to = self._base - 1
+        self._row_count = 0
+        self._deleted = 0
+        self._forgets = driver.version_info >= _FORGETS_WITHOUT_TEXT
         self._memory = driver.connect_memory()
         configure_index(self._memory)
         # Neither form is detail=column: bm25 needs the places of a word, and is 0 for every row without them.
-        if driver.version_info >= _FORGETS_WITHOUT_TEXT:
+        if self._forgets:
             self._memory.execute(
                 "create virtual table words using fts5 (text, summary, tags, names,"
                 " content = '', contentless_delete = 1, tokenize = 'porter unicode61')"
@@ -69,12 +76,12 @@ class UserSearchIndex:
         """
         self._memory.execute("attach ? as hot", (self._uri,))
         self._memory.execute("begin")
-        self._memory.execute(
+        self._row_count += self._memory.execute(
             "insert into words (rowid, text, summary, tags, names)"
             " select row_id - ?1, text_content, summary, tags, entity_id from hot.nodes"
             " where row_id > ?2 and row_id < ?3 and deleted_at is null",
             (self._base, self._extended_to, self._end),
-        )
+        ).rowcount
         (last,) = cast(
             "tuple[int | None]",
             self._memory.execute(
@@ -97,12 +104,14 @@ class UserSearchIndex:
             (self._base, encoded, self._end),
         ).fetchall()
         self._memory.execute("begin")
-        self._memory.execute(
+        deleted = self._memory.execute(
             "delete from words where rowid in (select value - ? from json_each(?))", (self._base, encoded)
-        )
+        ).rowcount
         self._memory.executemany("insert into words (rowid, text, summary, tags, names) values (?, ?, ?, ?, ?)", rows)
         self._memory.execute("commit")
         self._tune("merge", _MERGED_PAGES)
+        self._row_count += len(rows) - deleted
+        self._deleted += deleted
 
     def search(self, match: str, limit: int) -> list[tuple[int, float]]:
         """The best rows as (row_id, score), best first; scores are bm25, above 0, open upwards."""
@@ -118,8 +127,13 @@ class UserSearchIndex:
 
     @property
     def row_count(self) -> int:
-        """How many rows are indexed; counted at each call."""
-        return cast("tuple[int]", self._memory.execute("select count(*) from words").fetchone())[0]
+        """How many rows are indexed."""
+        return self._row_count
+
+    @property
+    def is_worn(self) -> bool:
+        """Whether so much was deleted or changed since it was made that its scores drift: make it anew."""
+        return self._forgets and self._deleted > self._row_count * _WORN_AT
 
     def size_bytes(self) -> int:
         """The memory it takes, estimated from its pages."""
@@ -185,7 +199,7 @@ class SearchIndexes:
     def prepare(self, user_no: int, source: sqlite3.Connection) -> None:
         """Make the user's index ready, so that no search has to wait for it. `source` reads the file."""
         with self._held(user_no) as entry:
-            self._make_ready(entry, source)
+            self._make_ready(user_no, entry, source)
 
     def search(self, user_no: int, source: sqlite3.Connection, match: str, limit: int) -> list[tuple[int, float]]:
         """The user's best rows as (row_id, score), best first. Builds the index or takes in changes where needed.
@@ -193,7 +207,7 @@ class SearchIndexes:
         `source` reads the file. A row may have expired, or been deleted since: look at it before it is shown.
         """
         with self._held(user_no) as entry:
-            self._make_ready(entry, source)
+            self._make_ready(user_no, entry, source)
             return entry.index.search(match, limit)
 
     def drop(self, user_no: int) -> None:
@@ -258,7 +272,11 @@ class SearchIndexes:
             fresh.index.close()
         return entry
 
-    def _make_ready(self, entry: _Entry, source: sqlite3.Connection) -> None:
+    def _make_ready(self, user_no: int, entry: _Entry, source: sqlite3.Connection) -> None:
+        if entry.index.is_worn:
+            entry.index.close()
+            entry.index = UserSearchIndex(self._driver, self._path, user_no)
+            entry.complete = False
         if not entry.complete:
             entry.index.extend()
             entry.complete = True
