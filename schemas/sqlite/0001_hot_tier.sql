@@ -55,10 +55,14 @@ create table nodes (
     deleted_at integer,
     stamp integer not null,
     rev integer not null,
-    -- What few nodes have, in one column: to read each column takes as long as half the look-up of the row.
+    -- What few nodes have, in one column: reading eight columns takes as long as finding the row. Ids hold no control
+    -- character and are never empty, so they are joined by one, '' for null; the summary, which may hold any, comes
+    -- last. (Not json_array: older SQLites refuse it here where the schema is not trusted.)
     labels text generated always as (
         case when coalesce(key, summary, entity_system, session_id, source_agent) is not null
-        then json_array(key, summary, entity_system, entity_id, entity_type, session_id, source_agent) end
+        then coalesce(key, '') || char(31) || coalesce(entity_system, '') || char(31) || coalesce(entity_id, '')
+            || char(31) || coalesce(entity_type, '') || char(31) || coalesce(session_id, '') || char(31)
+            || coalesce(source_agent, '') || coalesce(char(31) || summary, '') end
     ) stored
 ) strict;
 create unique index nodes_by_id on nodes (user_no, node_id);
@@ -131,15 +135,14 @@ create table dead_letters (
     reason text not null
 ) strict, without rowid;
 
+-- What became of recent operations, a row for each batch that was settled: `decided` is a JSON array of
+-- [seq, rev, verdict]. Kept for a while; holds nothing of what was stored.
 create table receipts (
-    op_id text primary key not null,
-    user_id text not null,
-    entity_id text not null,
-    rev integer,
-    verdict text not null,
-    decided_at integer not null
-) strict, without rowid;
-create index receipts_by_age on receipts (decided_at);
+    first_seq integer primary key not null,
+    last_seq integer not null,
+    decided_at integer not null,
+    decided text not null
+) strict;
 
 create table threads (
     thread_id text primary key not null,

@@ -1,11 +1,14 @@
-"""The operations that flow to Postgres, and who wins when two writers meet: pure, one implementation for both tiers."""
+"""The operations that flow to Postgres and the rows they make: pure, one implementation for both tiers.
+
+These values are named tuples and not frozen dataclasses: a row of 21 fields is made in 0.6 microseconds instead of 6,
+one is made for each write, and as a tuple it is at once what goes into the database.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TypeAlias, cast
+from typing import NamedTuple, TypeAlias, cast
 
 import orjson
 
@@ -35,8 +38,7 @@ class Kind(StrEnum):
     ERASE = "erase"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeRow:
+class NodeRow(NamedTuple):
     """A node as both tiers store it: JSON as canonical text, times in microseconds since the epoch."""
 
     node_id: NodeId
@@ -62,8 +64,7 @@ class NodeRow:
     rev: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RelationshipRow:
+class RelationshipRow(NamedTuple):
     """A relationship as both tiers store it."""
 
     relationship_id: str
@@ -82,9 +83,11 @@ class RelationshipRow:
     rev: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeChange:
-    """A validated wish to store a node. Fields left None keep what an existing node has."""
+class NodeChange(NamedTuple):
+    """A validated wish to store a node. Fields left None keep what an existing node has.
+
+    `fresh` says that the id was made for this change, so no row can have it yet.
+    """
 
     node_id: NodeId
     namespace: str
@@ -92,9 +95,10 @@ class NodeChange:
     context_type: str
     content: str
     text_content: str
-    summary: str | None
-    tags: str | None
-    importance: float | None
+    rule: Rule
+    summary: str | None = None
+    tags: str | None = None
+    importance: float | None = None
     entity_system: str | None = None
     entity_id: str | None = None
     entity_type: str | None = None
@@ -102,14 +106,11 @@ class NodeChange:
     source_agent: str | None = None
     created_at: int | None = None
     expires_at: int | None = None
-    rule: Rule
     expected_rev: int | None = None
     fresh: bool = False
-    """The id was made for this change, so no row can have it yet."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RelationshipChange:
+class RelationshipChange(NamedTuple):
     """A validated wish to store a relationship."""
 
     relationship_id: str
@@ -120,8 +121,7 @@ class RelationshipChange:
     properties: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Operation:
+class Operation(NamedTuple):
     """A queued change: `payload` is the JSON object that Postgres reads, frozen when the change was accepted.
 
     `base` is what it was made on (0 nothing, above 0 that revision of the row, below 0 our own operation of that
@@ -143,47 +143,19 @@ class Operation:
 DEFAULT_IMPORTANCE = 0.5
 
 
-def _hash(values: list[object]) -> str:
-    return hashlib.sha256(orjson.dumps(values)).hexdigest()
+def _hash(values: tuple[object, ...]) -> str:
+    # BLAKE2b takes a quarter of SHA-256's time here, and every write pays it.
+    return hashlib.blake2b(orjson.dumps(values), digest_size=16).hexdigest()
 
 
 def node_hash(row: NodeRow) -> str:
-    """SHA-256 (hex) over what a reader can see of the node; revisions, stamps and access counters are left out."""
-    return _hash(
-        [
-            row.namespace,
-            row.key,
-            row.context_type,
-            row.content,
-            row.text_content,
-            row.summary,
-            row.tags,
-            row.importance,
-            row.entity_system,
-            row.entity_id,
-            row.entity_type,
-            row.session_id,
-            row.source_agent,
-            row.created_at,
-            row.expires_at,
-        ]
-    )
+    """BLAKE2b-128 (hex) over what a reader can see of the node; revisions, stamps and access counters are left out."""
+    return _hash((*row[1:5], *row[6:16], row.expires_at))
 
 
 def relationship_hash(row: RelationshipRow) -> str:
-    """SHA-256 (hex) over what a reader can see of the relationship."""
-    return _hash(
-        [
-            row.source_id,
-            row.target_id,
-            row.relationship_type,
-            row.weight,
-            row.properties,
-            row.valid_from,
-            row.valid_to,
-            row.created_at,
-        ]
-    )
+    """BLAKE2b-128 (hex) over what a reader can see of the relationship."""
+    return _hash((*row[1:6], row.valid_from, row.valid_to, row.created_at))
 
 
 def merge_patch(target: JsonValue, patch: JsonValue) -> JsonValue:
@@ -232,49 +204,96 @@ def _gather(value: JsonValue, found: list[str]) -> None:
 
 
 def node_row(change: NodeChange, existing: NodeRow | None, *, now_us: int, stamp: int) -> NodeRow:
-    """The row a change makes of what is there locally. A tombstone counts as absent but lends its creation time."""
-    live = existing if existing is not None and existing.deleted_at is None else None
-    content, text = change.content, change.text_content
-    if live is not None and change.rule is Rule.MERGE:
+    """The row a change makes of what is there locally. A tombstone counts as absent."""
+    rev = existing.rev if existing else 0
+    if existing is None or existing.deleted_at is not None:
+        return _new_row(change, now_us=now_us, stamp=stamp, rev=rev)
+    row = _changed_row(change, existing, now_us=now_us, stamp=stamp)
+    return row._replace(row_hash=node_hash(row))
+
+
+def _new_row(change: NodeChange, *, now_us: int, stamp: int, rev: int) -> NodeRow:
+    created_at = change.created_at or now_us
+    importance = DEFAULT_IMPORTANCE if change.importance is None else change.importance
+    tags = change.tags or "[]"
+    # By position and in one go, for this is made for every write; what is hashed are `node_hash`'s members.
+    row_hash = _hash(
+        (
+            change.namespace,
+            change.key,
+            change.context_type,
+            change.content,
+            change.text_content,
+            change.summary,
+            tags,
+            importance,
+            change.entity_system,
+            change.entity_id,
+            change.entity_type,
+            change.session_id,
+            change.source_agent,
+            created_at,
+            change.expires_at,
+        )
+    )
+    return NodeRow(
+        change.node_id,
+        change.namespace,
+        change.key,
+        change.context_type,
+        change.content,
+        row_hash,
+        change.text_content,
+        change.summary,
+        tags,
+        importance,
+        change.entity_system,
+        change.entity_id,
+        change.entity_type,
+        change.session_id,
+        change.source_agent,
+        created_at,
+        now_us,
+        change.expires_at,
+        None,
+        stamp,
+        rev,
+    )
+
+
+def _changed_row(change: NodeChange, live: NodeRow, *, now_us: int, stamp: int) -> NodeRow:
+    content, text, tags = change.content, change.text_content, change.tags
+    if change.rule is Rule.MERGE:
         content = merge_text(live.content, change.content)
         text = searchable_text(cast("JsonValue", orjson.loads(content)))
-    tags = change.tags or (live.tags if live else "[]")
-    if live is not None and change.rule is Rule.MERGE and change.tags is not None:
-        tags = merge_tags(live.tags, change.tags)
-    row = NodeRow(
+        tags = None if tags is None else merge_tags(live.tags, tags)
+    return NodeRow(
         node_id=change.node_id,
         namespace=change.namespace,
-        key=_kept(change.key, live.key if live else None),
+        key=_kept(change.key, live.key),
         context_type=change.context_type,
         content=content,
         row_hash="",
         text_content=text,
-        summary=_kept(change.summary, live.summary if live else None),
-        tags=tags,
-        importance=_importance(change.importance, live),
-        entity_system=_kept(change.entity_system, live.entity_system if live else None),
-        entity_id=_kept(change.entity_id, live.entity_id if live else None),
-        entity_type=_kept(change.entity_type, live.entity_type if live else None),
-        session_id=_kept(change.session_id, live.session_id if live else None),
-        source_agent=_kept(change.source_agent, live.source_agent if live else None),
-        created_at=live.created_at if live else change.created_at or now_us,
+        summary=_kept(change.summary, live.summary),
+        tags=live.tags if tags is None else tags,
+        importance=live.importance if change.importance is None else change.importance,
+        entity_system=_kept(change.entity_system, live.entity_system),
+        entity_id=_kept(change.entity_id, live.entity_id),
+        entity_type=_kept(change.entity_type, live.entity_type),
+        session_id=_kept(change.session_id, live.session_id),
+        source_agent=_kept(change.source_agent, live.source_agent),
+        created_at=live.created_at,
         updated_at=now_us,
         expires_at=change.expires_at,
         deleted_at=None,
         stamp=stamp,
-        rev=existing.rev if existing else 0,
+        rev=live.rev,
     )
-    return replace(row, row_hash=node_hash(row))
 
 
 def _kept(wished: str | None, present: str | None) -> str | None:
     return present if wished is None else wished
-
-
-def _importance(wished: float | None, live: NodeRow | None) -> float:
-    if wished is not None:
-        return wished
-    return live.importance if live else DEFAULT_IMPORTANCE
 
 
 def relationship_row(
@@ -298,4 +317,4 @@ def relationship_row(
         stamp=stamp,
         rev=existing.rev if existing else 0,
     )
-    return replace(row, row_hash=relationship_hash(row))
+    return row._replace(row_hash=relationship_hash(row))

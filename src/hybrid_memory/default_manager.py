@@ -28,11 +28,15 @@ async def ensure_user_memories(user_id: str) -> UserMemory:
     async with _default.opening:
         if _default.manager is None:
             _default.manager = await _default.stack.enter_async_context(HybridMemoryManager.open())
-    return await _default.manager.ensure_user_memories(user_id)
+        manager = _default.manager
+    return await manager.ensure_user_memories(user_id)
 
 
 async def close_default() -> None:
     """Close the default manager, if there is one; the next call opens another."""
-    stack, _default.stack = _default.stack, AsyncExitStack()
-    _default.manager, _default.opening = None, asyncio.Lock()
-    await stack.aclose()
+    async with _default.opening:
+        stack, _default.stack = _default.stack, AsyncExitStack()
+        _default.manager = None
+        await stack.aclose()
+    # A lock belongs to the event loop in which somebody first waited for it; the next manager may have another.
+    _default.opening = asyncio.Lock()

@@ -103,6 +103,11 @@ _LOUD = frozenset({"warning", "error"})
 class Sink(Protocol):
     """Where services report."""
 
+    @property
+    def attentive(self) -> bool:
+        """Whether anybody takes in events below a warning; if not, they need not be made."""
+        ...
+
     def emit(self, event: Event) -> None:
         """Tell an event."""
         ...
@@ -114,6 +119,11 @@ class EventLog:
     def __init__(self, observer: Observer | None = None) -> None:
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger("hybrid_memory")
         self._observer = observer or _unobserved
+
+    @property
+    def attentive(self) -> bool:
+        """Whether logging was set up or an observer given."""
+        return self._observer is not _unobserved or structlog.is_configured()
 
     def emit(self, event: Event) -> None:
         """Log the event and call the observer. Fields are ids and counts, never memory text."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -17,9 +17,7 @@ RelationshipId = NewType("RelationshipId", str)
 JsonValue: TypeAlias = "None | bool | int | float | str | list[JsonValue] | dict[str, JsonValue]"
 """What decoded JSON can be."""
 
-JsonInput: TypeAlias = (
-    "None | bool | int | float | str | list[JsonInput] | dict[str, JsonInput] | Mapping[str, JsonInput]"
-)
+JsonInput: TypeAlias = "None | bool | int | float | str | Sequence[JsonInput] | Mapping[str, JsonInput]"
 """What a caller may hand in as JSON; only the exact built-in types pass validation."""
 
 Direction: TypeAlias = Literal["out", "in", "both"]

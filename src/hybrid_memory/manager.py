@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Self
+from typing import Self, get_args
 
 from hybrid_memory import filters, validation
 from hybrid_memory.changes import NodeChange, Rule, searchable_text
@@ -16,16 +15,16 @@ from hybrid_memory.checkpoints import Checkpoints
 from hybrid_memory.clock import Clock, IdSource, SystemClock
 from hybrid_memory.connect import PostgresChoice, PostgresMode, Tiers, connect
 from hybrid_memory.control import ControlServer, Desk
-from hybrid_memory.errors import Closed, NotFound
+from hybrid_memory.errors import InvalidInput, NotFound
 from hybrid_memory.events import EventLog, Observer
 from hybrid_memory.graph import Digest, Hit, JsonInput, NodeId, Progress, Receipt, TransientNode
 from hybrid_memory.health import Health, assess
 from hybrid_memory.jsontext import decode
 from hybrid_memory.ports import BatchApplied, DeadLetters, QueueState
 from hybrid_memory.receipts import ReceiptDesk
-from hybrid_memory.settings import Settings, read_environment, settings_of
+from hybrid_memory.settings import Settings, check_opening, read_environment, settings_of
 from hybrid_memory.staff import Staff
-from hybrid_memory.user_memory import DEFAULT_WAIT_SECONDS, Access, Liveness, UserMemory
+from hybrid_memory.user_memory import DEFAULT_WAIT_SECONDS, Access, Liveness, UserMemory, names
 
 PersistentUsers = Callable[[str], bool]
 
@@ -53,8 +52,9 @@ class HybridMemoryManager:
         self._persistent = persistent
         self._open_users: dict[str, None] = {}
         self._progressed = asyncio.Event()
-        self._liveness = Liveness()
-        self._pid = os.getpid()
+        self._liveness = Liveness(asyncio.get_running_loop())
+        self._check_open = self._liveness.check
+        self._closing = asyncio.Lock()
         self._staff = Staff(
             tiers=tiers,
             settings=settings,
@@ -65,7 +65,9 @@ class HybridMemoryManager:
             on_decided=self._decided,
         )
         file = tiers.file
-        self.checkpoints = Checkpoints(file.scratch, clock, max_bytes=settings.content_bytes)
+        self.checkpoints = Checkpoints(
+            file.scratch, clock, max_bytes=settings.content_bytes, check_open=self._check_open
+        )
         """Workflow checkpoints, local to this file."""
         self.desk = Desk(self, hot=file.hot, outbox=file.outbox)
         """What the command line asks."""
@@ -135,6 +137,8 @@ class HybridMemoryManager:
         clock: Clock,
         slot: int | None,
     ) -> AsyncGenerator[Self]:
+        choices = get_args(PostgresChoice)
+        check_opening(dsn=dsn, data_dir=data_dir, postgres=postgres, choices=choices, settings=settings)
         environment = read_environment()
         chosen = settings_of(environment, settings)
         ids = IdSource(clock)
@@ -158,14 +162,18 @@ class HybridMemoryManager:
 
     async def close(self) -> None:
         """Let the queue run out for a moment, stop, and close. What is left is carried by the next opening."""
-        if not self._liveness.open:
-            return
-        if not self._is_away() and self._tiers.durable.mode is not PostgresMode.OFF:
-            await self.drain(self._settings.drain_on_close)
-        self._liveness.open = False
-        await self._control.stop()
-        await self._staff.stop()
-        await self._tiers.close()
+        async with self._closing:
+            if not self._liveness.open:
+                return
+            try:
+                if not self._is_away():
+                    await self.drain(self._settings.drain_on_close)
+            finally:
+                # Cancelled while draining, it still lets go of the file: the queue is safe in it.
+                self._liveness.open = False
+                await self._control.stop()
+                await self._staff.stop()
+                await self._tiers.close()
 
     async def ensure_user_memories(
         self, user_id: str, *, progress: Callable[[Progress], None] | None = None
@@ -302,9 +310,11 @@ class HybridMemoryManager:
     ) -> list[Hit]:
         """The user's memories that fit the text best, best first, with a score of at least `min_relevance` (0..1)."""
         least = validation.number("min_relevance", min_relevance)
+        if not 0.0 <= least <= 1.0:
+            raise InvalidInput("min_relevance", "must lie in 0..1")
         where: filters.Filter | None = None
         if context_types is not None:
-            where = {"context_type": {"in": [validation.context_type(kind) for kind in context_types]}}
+            where = {"context_type": {"in": names("context_types", context_types)}}
         hits = await self.user(user_id).search(query_text, where=where, limit=limit)
         return [hit for hit in hits if hit.score >= least]
 
@@ -342,6 +352,7 @@ class HybridMemoryManager:
     @property
     def dead_letters(self) -> DeadLetters:
         """What Postgres would never take."""
+        self._check_open()
         return self._tiers.file.dead_letters
 
     async def durable_digest(self, user_id: str) -> Digest:
@@ -365,10 +376,6 @@ class HybridMemoryManager:
 
     def _decided(self, batch: BatchApplied) -> None:  # noqa: ARG002 - only that there was progress matters here
         self._progressed.set()
-
-    def _check_open(self) -> None:
-        if not self._liveness.open or os.getpid() != self._pid:
-            raise Closed("the manager is closed or belongs to another process", fix="open a manager in this process")
 
 
 def _everybody(_user_id: str) -> bool:

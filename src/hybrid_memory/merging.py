@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from hybrid_memory.changes import (
     NodeRow,
@@ -58,7 +58,7 @@ def decide_node(carried: CarriedNode, current: NodeRow | None, *, seen: bool) ->
             return NodeDecision(verdict=Verdict.APPLIED, row=row)
         return NodeDecision(verdict=Verdict.SUPERSEDED, row=None, lost=row.deleted_at is None)
     if row.deleted_at is not None:
-        tomb = replace(current, deleted_at=row.deleted_at, updated_at=row.updated_at, stamp=row.stamp)
+        tomb = current._replace(deleted_at=row.deleted_at, updated_at=row.updated_at, stamp=row.stamp)
         return NodeDecision(verdict=Verdict.APPLIED, row=tomb)
     if carried.rule is Rule.MERGE and carried.patch is not None:
         return NodeDecision(verdict=Verdict.MERGED, row=_merged(carried, carried.patch, current))
@@ -75,8 +75,7 @@ def _merged(carried: CarriedNode, patch: str, current: NodeRow) -> NodeRow:
     later = row.stamp > current.stamp
     content = merge_text(current.content, patch) if later else merge_text(merge_text("{}", patch), current.content)
     newer, older = (row, current) if later else (current, row)
-    merged = replace(
-        newer,
+    merged = newer._replace(
         content=content,
         text_content=searchable_text(decode(content)),
         summary=newer.summary if newer.summary is not None else older.summary,
@@ -87,7 +86,7 @@ def _merged(carried: CarriedNode, patch: str, current: NodeRow) -> NodeRow:
         stamp=max(row.stamp, current.stamp),
         rev=0,
     )
-    return replace(merged, row_hash=node_hash(merged))
+    return merged._replace(row_hash=node_hash(merged))
 
 
 def decide_relationship(

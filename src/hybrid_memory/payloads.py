@@ -21,42 +21,33 @@ class CarriedNode:
     revive: bool
 
 
-_OPTIONAL_NODE = (
-    "key",
-    "summary",
-    "entity_system",
-    "entity_id",
-    "entity_type",
-    "session_id",
-    "source_agent",
-    "expires_at",
-    "deleted_at",
-)
-
-
 def node_payload(user_id: str, row: NodeRow, *, rule: Rule, patch: str | None = None, revive: bool = False) -> str:
-    """The JSON object that carries a node to Postgres. Absent members are null there."""
-    members: JsonObject = {
+    """The JSON object that carries a node to Postgres. `patch` goes as text, to be read back as it was frozen."""
+    members: dict[str, object] = {
         "user_id": user_id,
         "node_id": row.node_id,
         "namespace": row.namespace,
+        "key": row.key,
         "context_type": row.context_type,
-        "content": cast("JsonValue", orjson.Fragment(row.content)),
+        "content": orjson.Fragment(row.content),
         "row_hash": row.row_hash,
         "text_content": row.text_content,
-        "tags": cast("JsonValue", orjson.Fragment(row.tags)),
+        "summary": row.summary,
+        "tags": orjson.Fragment(row.tags),
         "importance": row.importance,
         "created_at": row.created_at,
         "updated_at": row.updated_at,
         "stamp": row.stamp,
-        "rule": rule.value,
+        "rule": rule,
     }
-    for name in _OPTIONAL_NODE:
-        value = cast("JsonValue", getattr(row, name))
-        if value is not None:
-            members[name] = value
+    # What few nodes have is left out where it is null: Postgres parses every member.
+    if row.entity_system is not None:
+        members |= {"entity_system": row.entity_system, "entity_id": row.entity_id, "entity_type": row.entity_type}
+    if row.session_id is not None or row.source_agent is not None:
+        members |= {"session_id": row.session_id, "source_agent": row.source_agent}
+    if row.expires_at is not None or row.deleted_at is not None:
+        members |= {"expires_at": row.expires_at, "deleted_at": row.deleted_at}
     if patch is not None:
-        # As text, so that it is read back exactly as it was frozen.
         members["patch"] = patch
     if revive:
         members["revive"] = True

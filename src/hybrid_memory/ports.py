@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from hybrid_memory.changes import NodeChange, Operation, RelationshipChange
 from hybrid_memory.filters import Predicate
@@ -76,8 +76,7 @@ class Cursor:
     confirmed_at: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Applied:
+class Applied(NamedTuple):
     """What became of one operation. `rev` is None where no revision was taken for it."""
 
     operation: Operation
@@ -105,8 +104,7 @@ class BatchApplied:
     users: tuple[AppliedUser, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Accepted:
+class Accepted(NamedTuple):
     """An operation that is fsynced locally with its queue entry. Of a deletion's several, the node's own."""
 
     seq: int

@@ -10,7 +10,7 @@ from hybrid_memory.deliveries import Deliveries
 from hybrid_memory.errors import Fenced, HybridMemoryError, Misconfigured, PoisonOperation
 from hybrid_memory.events import Buried, Persisted, PersistFailed, Recovered, Sink
 from hybrid_memory.graph import Verdict
-from hybrid_memory.ports import Applied, AppliedUser, BatchApplied, Disputed, DurableTier, HotTier, Opening, Outbox
+from hybrid_memory.ports import Applied, BatchApplied, Disputed, DurableTier, HotTier, Opening, Outbox
 from hybrid_memory.retry import Breaker, BreakerState
 
 # A wrong password or a missing table is mended by a person; looking again this often costs nothing.
@@ -186,12 +186,14 @@ class Relay:
     def _decided(self, batch: BatchApplied) -> None:
         self._outbox.settle(batch)
         for applied in batch.operations:
-            self._tell(applied)
+            self._deliveries.resolve(applied)
+        if self._events.attentive:
+            for applied in batch.operations:
+                self._tell(applied)
         self._on_decided(batch)
 
     def _tell(self, applied: Applied) -> None:
         operation = applied.operation
-        self._deliveries.resolve(applied)
         self._events.emit(
             Persisted(
                 user_id=operation.user_id,
@@ -206,8 +208,3 @@ class Relay:
         await self._outbox.bury(operation, sqlstate=poison.sqlstate, reason=poison.message)
         self._events.emit(Buried(user_id=operation.user_id, op_id=operation.op_id, sqlstate=poison.sqlstate))
         self._deliveries.resolve(Applied(operation=operation, verdict=Verdict.DEAD, rev=None))
-
-
-def users_decided_otherwise(batch: BatchApplied) -> list[AppliedUser]:
-    """The users whose local rows are not what stands now, so that the feed should look at once."""
-    return [user for user in batch.users if not user.as_sent]

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from hybrid_memory.errors import InvalidInput
 
 MAX_PORT = 65_535
+# Far beyond what a Postgres takes.
+MAX_POOL_SIZE = 10_000
+# What an address in brackets or a name of a host may hold; anything else would mean something else inside a DSN.
+_HOST = re.compile(r"[A-Za-z0-9._:%-]+")
 
 Positive = Annotated[int, Field(gt=0)]
+Span = Annotated[timedelta, Field(gt=timedelta(0))]
 
 
 class Settings(BaseModel):
     """How a manager behaves. Every default is meant to be good; durations are timedeltas, sizes are bytes.
 
-    Raises `InvalidInput` from `from_environment`, and pydantic's `ValidationError` when constructed with bad values.
+    Raises pydantic's `ValidationError` when constructed with bad values: types are exact, nothing is coerced.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     pool_size: Positive = 20
     """Connections to Postgres at most. A few serve all work; the rest is for loads running side by side."""
@@ -36,14 +42,14 @@ class Settings(BaseModel):
     queue_bytes: Positive = 2**30
     batch_size: Annotated[int, Field(ge=1, le=1_000)] = 256
     """Operations carried to Postgres in one transaction at most."""
-    poll_interval: timedelta = timedelta(seconds=1.5)
+    poll_interval: Span = timedelta(seconds=1.5)
     """How often the feed asks for changes when no hint comes."""
-    refresh_limit: timedelta = timedelta(seconds=60)
+    refresh_limit: Span = timedelta(seconds=60)
     """A copy not confirmed for longer is confirmed before a session starts."""
-    stale_thread_after: timedelta = timedelta(hours=24)
-    sweep_interval: timedelta = timedelta(seconds=30)
-    receipts_kept: timedelta = timedelta(hours=24)
-    drain_on_close: timedelta = timedelta(seconds=5)
+    stale_thread_after: Span = timedelta(hours=24)
+    sweep_interval: Span = timedelta(seconds=30)
+    receipts_kept: Span = timedelta(hours=24)
+    drain_on_close: Annotated[timedelta, Field(ge=timedelta(0))] = timedelta(seconds=5)
     """How long `close` lets the queue run out. What is left is carried by the next opening."""
     index_bytes: Positive = 512 * 2**20
     """Memory for the users' search indexes."""
@@ -56,8 +62,9 @@ class Environment(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    dsn: str | None = None
-    admin_dsn: str | None = None
+    # Passwords stand in them.
+    dsn: str | None = Field(default=None, repr=False)
+    admin_dsn: str | None = Field(default=None, repr=False)
     data_dir: Path
     named: bool = False
     """A Postgres was named, by a DSN or by any `POSTGRES_*`."""
@@ -68,9 +75,9 @@ class Environment(BaseModel):
 def read_environment(environ: Mapping[str, str] | None = None) -> Environment:
     """Read `HYBRID_MEMORY_*` and `POSTGRES_*`. Raises `InvalidInput` naming the variable that is wrong."""
     env = os.environ if environ is None else environ
-    pool_size = env.get("POSTGRES_POOL_SIZE")
-    if pool_size is not None and not (pool_size.isdecimal() and int(pool_size) > 0):
-        raise InvalidInput("POSTGRES_POOL_SIZE", "must be a positive whole number")
+    pool_size = env.get("POSTGRES_POOL_SIZE") or None
+    if pool_size is not None and not _is_number(pool_size, MAX_POOL_SIZE):
+        raise InvalidInput("POSTGRES_POOL_SIZE", f"must be a whole number from 1 to {MAX_POOL_SIZE}")
     dsn = env.get("HYBRID_MEMORY_DSN") or _dsn_of_parts(env)
     return Environment(
         dsn=dsn,
@@ -83,15 +90,25 @@ def read_environment(environ: Mapping[str, str] | None = None) -> Environment:
 
 
 def settings_of(environment: Environment, given: Settings | None) -> Settings:
-    """The settings given, or the defaults with what the environment says."""
-    if given is not None:
-        return given
-    try:
-        if environment.pool_size is None:
-            return Settings(ssl=environment.ssl)
-        return Settings(ssl=environment.ssl, pool_size=environment.pool_size)
-    except ValidationError:
-        raise InvalidInput("POSTGRES_POOL_SIZE", "is out of range") from None
+    """The settings given, where they are silent what the environment says, else the defaults."""
+    said: dict[str, Any] = {} if environment.pool_size is None else {"pool_size": environment.pool_size}
+    if environment.ssl:
+        said["ssl"] = True
+    if given is None:
+        return Settings(**said)
+    return given.model_copy(update={name: value for name, value in said.items() if name not in given.model_fields_set})
+
+
+def check_opening(*, dsn: object, data_dir: object, postgres: object, choices: Sequence[str], settings: object) -> None:
+    """Raise `InvalidInput` for what cannot be opened: nothing unknown or empty stands for a default."""
+    if dsn is not None and (type(dsn) is not str or not dsn or "\0" in dsn):
+        raise InvalidInput("dsn", "must be a DSN as str, or None")
+    if data_dir is not None and (not isinstance(data_dir, Path) or "\0" in str(data_dir)):
+        raise InvalidInput("data_dir", "must be a Path, or None")
+    if type(postgres) is not str or postgres not in choices:
+        raise InvalidInput("postgres", f"must be one of {', '.join(choices)}")
+    if settings is not None and not isinstance(settings, Settings):
+        raise InvalidInput("settings", "must be Settings, or None")
 
 
 def _dsn_of_parts(env: Mapping[str, str]) -> str | None:
@@ -103,7 +120,7 @@ def _dsn_of_parts(env: Mapping[str, str]) -> str | None:
     if not parts:
         return None
     port = parts.get("PORT", "5432")
-    if not (port.isdecimal() and 0 < int(port) <= MAX_PORT):
+    if not _is_number(port, MAX_PORT):
         raise InvalidInput("POSTGRES_PORT", "must be a port number")
     user = quote(parts.get("USER", "postgres"), safe="")
     password = f":{quote(parts['PASSWORD'], safe='')}" if "PASSWORD" in parts else ""
@@ -111,7 +128,14 @@ def _dsn_of_parts(env: Mapping[str, str]) -> str | None:
     host = parts.get("HOST", "localhost")
     if host.startswith("/"):
         return f"postgresql://{user}{password}@/{database}?host={quote(host, safe='')}&port={port}"
-    return f"postgresql://{user}{password}@{host}:{port}/{database}"
+    if _HOST.fullmatch(host) is None:
+        raise InvalidInput("POSTGRES_HOST", "must be the name or address of one host, or the directory of a socket")
+    return f"postgresql://{user}{password}@{f'[{host}]' if ':' in host else host}:{port}/{database}"
+
+
+def _is_number(text: str, maximum: int) -> bool:
+    # The length first: reading a number of thousands of digits is refused by Python in its own words.
+    return len(text) <= len(str(maximum)) and text.isascii() and text.isdecimal() and 1 <= int(text) <= maximum
 
 
 def _flag(env: Mapping[str, str], name: str) -> bool:

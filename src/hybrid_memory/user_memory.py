@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import islice
+from typing import cast
 
 from hybrid_memory import filters, validation
 from hybrid_memory.changes import NodeChange, RelationshipChange, Rule, searchable_text
@@ -32,14 +35,32 @@ DEFAULT_WAIT_SECONDS = 0.25
 ENTITY_CONTEXT = "domain_entity"
 MAX_DEPTH = 8
 # A query this long is a pasted document; only its first words count anyway.
-MAX_QUERY_BYTES = 2**16
+MAX_QUERY_BYTES = 2**20
+# A relationship's or a memory's type is one of a few; so many names at once are a mistake.
+MAX_NAMES = 1000
+DIRECTIONS = ("out", "in", "both")
+ORDERS = ("created_at", "-created_at", "updated_at", "-updated_at", "importance", "-importance")
 
 
 @dataclass(slots=True)
 class Liveness:
-    """Whether the manager behind handles is open."""
+    """Whether the manager behind handles is open, and for whom: the event loop that opened it."""
 
+    loop: asyncio.AbstractEventLoop
     open: bool = True
+
+    def check(self) -> None:
+        """Raises `Closed` when it is not open, or the caller is in another event loop, thread or process."""
+        try:
+            here = asyncio.get_running_loop()
+        except RuntimeError:
+            # No loop runs here, or this is a child that was forked from inside the loop.
+            here = None
+        if not self.open or here is not self.loop:
+            raise Closed(
+                "the manager is closed, or belongs to another event loop or process",
+                fix="open a HybridMemoryManager here and use it inside its block",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +90,7 @@ class UserMemory:
         self.user_id = user_id
         self._access = access
         self._hot = access.hot
-        self._liveness = access.liveness
+        self._check_open = access.liveness.check
 
     async def store(
         self,
@@ -163,15 +184,7 @@ class UserMemory:
         system = validation.entity_system(system)
         identity = validation.identifier("entity_id", entity_id)
         kind = validation.identifier("entity_type", entity_type)
-        content: dict[str, JsonInput] = {
-            "entity_system": system,
-            "entity_id": identity,
-            "entity_type": kind,
-            "entity_data": data,
-        }
-        if name is not None:
-            content["entity_name"] = validation.text("name", name, max_bytes=1024)
-        text = validation.content(content, max_bytes=self._access.settings.content_bytes)
+        text = self._entity_content(system, identity, kind, data, name)
         change = NodeChange(
             node_id=NodeId(entity_node_id(self.user_id, system, identity)),
             namespace="default",
@@ -191,6 +204,26 @@ class UserMemory:
         self._check_open()
         accepted = await self._access.outbox.accept_node(self.user_id, change)
         return await self._access.receipts.issue(accepted, change.node_id, seconds)
+
+    def _entity_content(
+        self, system: str, entity_id: str, entity_type: str, data: Mapping[str, JsonInput], name: str | None
+    ) -> str:
+        if type(data) is not dict:
+            raise InvalidInput("data", "must be a dict")
+        content: dict[str, JsonInput] = {
+            "entity_system": system,
+            "entity_id": entity_id,
+            "entity_type": entity_type,
+            "entity_data": data,
+        }
+        if name is not None:
+            content["entity_name"] = validation.text("name", name, max_bytes=1024)
+        try:
+            return validation.content(content, max_bytes=self._access.settings.content_bytes)
+        except InvalidInput as error:
+            # The caller knows it as `data`; all the rest of the content was checked before.
+            place = "data" + error.field.removeprefix("content").removeprefix(".entity_data")
+            raise InvalidInput(place, error.reason) from None
 
     async def relate(
         self,
@@ -223,14 +256,15 @@ class UserMemory:
 
     async def get(self, node_id: str) -> MemoryNode | None:
         """The node, or None if there is none (deleted and expired ones included). Never touches the network."""
-        if not self._liveness.open:
-            self._check_open()
+        self._check_open()
         return self._hot.get(self.user_id, validation.node_id("node_id", node_id))
 
     async def get_many(self, node_ids: Iterable[str]) -> list[MemoryNode | None]:
         """Like `get` for many, in the order asked."""
         self._check_open()
-        return [self._hot.get(self.user_id, validation.node_id("node_ids", node_id)) for node_id in node_ids]
+        given = _each("node_ids", node_ids)
+        checked = [validation.node_id(f"node_ids[{place}]", node_id) for place, node_id in enumerate(given)]
+        return [self._hot.get(self.user_id, node_id) for node_id in checked]
 
     async def search(self, text: str, *, where: filters.Filter | None = None, limit: int = 10) -> list[Hit]:
         """The nodes whose words fit `text` best (BM25 over stemmed words), best first, scores in 0..1.
@@ -257,9 +291,8 @@ class UserMemory:
         start = validation.node_id("node_id", node_id)
         if type(depth) is not int or not 1 <= depth <= MAX_DEPTH:
             raise InvalidInput("depth", f"must be a whole number from 1 to {MAX_DEPTH}")
-        if direction not in {"out", "in", "both"}:
-            raise InvalidInput("direction", "must be out, in or both")
-        kinds = None if types is None else frozenset(validation.relationship_type(kind) for kind in types)
+        _check_choice("direction", direction, DIRECTIONS)
+        kinds = None if types is None else frozenset(names("types", types))
         self._check_open()
         return await self._hot.neighbours(
             self.user_id, start, depth=depth, types=kinds, direction=direction, limit=wanted
@@ -304,13 +337,33 @@ class UserMemory:
 
         A page's `next_cursor` continues behind its last row, whatever was stored or deleted since.
         """
-        listing = Listing(predicate=filters.parse(where), order=order, limit=validation.limit(limit), cursor=cursor)
+        predicate = filters.parse(where)
+        _check_choice("order", order, ORDERS)
+        if cursor is not None and type(cursor) is not str:
+            raise InvalidInput("cursor", "must be a str")
+        listing = Listing(predicate=predicate, order=order, limit=validation.limit(limit), cursor=cursor)
         self._check_open()
         return await self._hot.page(self.user_id, listing)
 
-    def _check_open(self) -> None:
-        if not self._liveness.open:
-            raise Closed("the manager is closed", fix="open a HybridMemoryManager and use it inside its block")
+
+def names(field: str, values: object) -> list[str]:
+    """One name or more of types, checked by form. None of them never stands for all: that is what None says."""
+    given = list(islice(_each(field, values), MAX_NAMES + 1))
+    if not 0 < len(given) <= MAX_NAMES:
+        raise InvalidInput(field, f"must have 1 to {MAX_NAMES} elements")
+    return [validation.identifier(f"{field}[{place}]", name) for place, name in enumerate(given)]
+
+
+def _check_choice(field: str, value: object, choices: tuple[str, ...]) -> None:
+    if type(value) is not str or value not in choices:
+        raise InvalidInput(field, f"must be one of {', '.join(choices)}")
+
+
+def _each(field: str, values: object) -> Iterable[object]:
+    # A str is a list of its characters to Python, which nobody means.
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise InvalidInput(field, "must be a list of str")
+    return cast("Iterable[object]", values)
 
 
 def _tags(tags: Iterable[str]) -> str | None:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import aiosqlite
@@ -23,6 +24,8 @@ T = TypeVar("T")
 RIDE_ALONG_SECONDS = 0.02
 # Bounds how long one transaction keeps the others waiting; a group of this size takes some ten milliseconds.
 MAX_GROUP = 512
+# One to search while the other builds an index: on two cores more would only stand in each other's way.
+READERS = 2
 # Each try waits for readers up to the busy time-out; a scan of our own is over long before.
 CUT_TRIES = 3
 
@@ -74,8 +77,9 @@ class Database:
         self._ride_along: asyncio.TimerHandle | None = None
         self._closing = False
         self._failure: BaseException | None = None
-        self._readers = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hybrid-memory-reader")
+        self._readers = ThreadPoolExecutor(max_workers=READERS, thread_name_prefix="hybrid-memory-reader")
         self._writer = OwnedConnection(partial(driver.connect, path, check_same_thread=False), 64)
+        self._scanners: SimpleQueue[sqlite3.Connection] = SimpleQueue()
         self._task: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -88,11 +92,13 @@ class Database:
         """Open the readers and start the writer task; the schema is in place by now."""
         self.point = self._driver.connect(self._path, read_only=True)
         configure_reader(self.point)
-        self._scanner = await self._loop.run_in_executor(self._readers, self._open_scanner)
+        for _ in range(READERS):
+            self._scanners.put(self._open_scanner())
         self._task = self._loop.create_task(self._serve(), name="hybrid-memory-writer")
 
     def _open_scanner(self) -> sqlite3.Connection:
-        connection = self._driver.connect(self._path, read_only=True)
+        # Each is used by one reader thread at a time, whichever took it.
+        connection = self._driver.connect(self._path, read_only=True, check_same_thread=False)
         configure_reader(connection)
         return connection
 
@@ -138,15 +144,22 @@ class Database:
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` on the reader thread. It must fetch all it needs: no cursor outlives it."""
+        return await self.read_soon(work)
+
+    def read_soon(self, work: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
+        """Like `read`, without waiting."""
         if self._closing:
             raise Closed("the hot tier is closed")
-        return await self._loop.run_in_executor(self._readers, self._scan, work)
+        return self._loop.run_in_executor(self._readers, self._scan, work)
 
     def _scan(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        scanner = self._scanners.get()
         try:
-            return work(self._scanner)
+            return work(scanner)
         except self._driver.errors as error:
             raise self._driver.translate(error) from None
+        finally:
+            self._scanners.put(scanner)
 
     async def _serve(self) -> None:
         try:
@@ -222,8 +235,10 @@ class Database:
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)
             self.point.close()
-            await self._loop.run_in_executor(self._readers, self._scanner.close)
-        self._readers.shutdown(wait=False)
+        # Searches under way end in milliseconds; a reader must not outlive the writer, which checkpoints last.
+        await asyncio.to_thread(self._readers.shutdown)
+        while not self._scanners.empty():
+            self._scanners.get().close()
         await self._writer.close()
 
 

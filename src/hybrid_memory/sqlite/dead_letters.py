@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import cast
 
@@ -37,8 +36,7 @@ class SqliteDeadLetters:
         chosen = _chosen(op_ids, connection)
         for letter in chosen:
             # The mark in Postgres has passed the old number, so the operation gets a new one and keeps its id.
-            again = replace(letter.operation, seq=self._ledger.next_seq(connection))
-            connection.execute("delete from receipts where op_id = ?", (again.op_id,))
+            again = letter.operation._replace(seq=self._ledger.next_seq(connection))
             self._outbox.enqueue(connection, again)
         _remove(connection, chosen)
         self._ledger.queue.dead_letters -= len(chosen)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Self, cast
 
 from hybrid_memory.clock import Clock, IdSource
@@ -49,6 +51,7 @@ class HotFile:
         self.slot = slot
         # Called on the event loop after each commit that queued something.
         self.on_accepted: Callable[[], None] = _nobody_waits
+        self._indexing: set[asyncio.Future[None]] = set()
         self.database = database
         self.opening = identity.opening
         self.was_clean = identity.was_clean
@@ -87,8 +90,19 @@ class HotFile:
 
     def _shown(self, shown: Shown) -> None:
         self.hot.moved(shown.user_id, shown.user_no)
+        if shown.loaded and shown.user_no is not None:
+            # Nobody has to wait for it; a search that comes sooner builds it itself.
+            indexing = self.database.read_soon(partial(self._indexes.prepare, shown.user_no))
+            self._indexing.add(indexing)
+            indexing.add_done_callback(self._indexed)
         if shown.user_no is not None and shown.row_ids:
             self._indexes.mark_changed(shown.user_no, shown.row_ids)
+
+    def _indexed(self, indexing: asyncio.Future[None]) -> None:
+        self._indexing.discard(indexing)
+        if not indexing.cancelled():
+            # What went wrong will go wrong again, and be told, at the first search.
+            indexing.exception()
 
     @property
     def index_bytes(self) -> int:
@@ -106,6 +120,7 @@ class HotFile:
         if self.database.failure is None:
             await self.database.write(_mark_clean)
         await self.database.close()
+        self._indexes.close()
         self.slot.release()
 
 

@@ -44,16 +44,17 @@ _EDGE = (
     "r.relationship_id, r.source_id, r.target_id, r.relationship_type, r.weight, r.properties, r.row_hash,"
     " r.valid_from, r.valid_to, r.created_at, r.updated_at, r.deleted_at, r.stamp, r.rev"
 )
+# `cross join` keeps the order: left to itself the planner starts with all relationships of the user, whatever is asked.
 _OUTWARD = (
     f"select {_NODE}, n.node_id, {_EDGE} from json_each(?1) f"  # noqa: S608 - constants only
-    " join relationships r on r.user_no = ?2 and r.source_id = f.value and r.deleted_at is null"
-    " join nodes n on n.user_no = ?2 and n.node_id = r.target_id and n.deleted_at is null"
+    " cross join relationships r on r.user_no = ?2 and r.source_id = f.value and r.deleted_at is null"
+    " cross join nodes n on n.user_no = ?2 and n.node_id = r.target_id and n.deleted_at is null"
     " and (n.expires_at is null or n.expires_at > ?3)"
 )
 _INWARD = (
     f"select {_NODE}, n.node_id, {_EDGE} from json_each(?1) f"  # noqa: S608 - constants only
-    " join relationships r on r.user_no = ?2 and r.target_id = f.value and r.deleted_at is null"
-    " join nodes n on n.user_no = ?2 and n.node_id = r.source_id and n.deleted_at is null"
+    " cross join relationships r on r.user_no = ?2 and r.target_id = f.value and r.deleted_at is null"
+    " cross join nodes n on n.user_no = ?2 and n.node_id = r.source_id and n.deleted_at is null"
     " and (n.expires_at is null or n.expires_at > ?3)"
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
@@ -35,11 +35,15 @@ SWEEP_STEP = 2_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
-    """What became visible: the user's generation (None: gone) and the node rows that changed in it."""
+    """What became visible: the user's generation (None: gone) and the node rows that changed in it.
+
+    `loaded` says that all of it is new.
+    """
 
     user_id: str
     user_no: int | None
     row_ids: tuple[int, ...]
+    loaded: bool = False
 
 
 class SqliteReplica:
@@ -123,7 +127,7 @@ class SqliteReplica:
         )
         connection.execute("delete from generations where user_no = ?", (generation,))
         self._ledger.show(connection, head.user_id, generation)
-        return Shown(user_id=head.user_id, user_no=generation, row_ids=())
+        return Shown(user_id=head.user_id, user_no=generation, row_ids=(), loaded=True)
 
     def _carry_over(self, connection: sqlite3.Connection, former: int, generation: int, head: Head) -> None:
         # Our own writes that Postgres took after the snapshot: without them a caller's acknowledged write would be
@@ -183,7 +187,7 @@ class SqliteReplica:
                 if decided.row is None or decided.verdict is Verdict.REJECTED:
                     return None
                 rev = current.rev if current else 0
-                return self._put_node(connection, user_no, replace(decided.row, rev=rev))
+                return self._put_node(connection, user_no, decided.row._replace(rev=rev))
             case Kind.RELATIONSHIP:
                 wished, revive = carried_relationship(queued.payload)
                 known = find_relationship(
@@ -194,7 +198,7 @@ class SqliteReplica:
                 edge = decide_relationship(wished, standing, seen=seen, revive=revive).row
                 if edge is not None:
                     rev = standing.rev if standing else 0
-                    self._put_relationship(connection, user_no, replace(edge, rev=rev))
+                    self._put_relationship(connection, user_no, edge._replace(rev=rev))
                 return None
             case Kind.ERASE:
                 return None
@@ -280,7 +284,6 @@ class SqliteReplica:
         for table, statement in (
             ("outbox", "delete from outbox where user_id = ?"),
             ("dead_letters", "delete from dead_letters where user_id = ?"),
-            ("receipts", "delete from receipts where user_id = ?"),
             ("users", "delete from users where user_id = ?"),
         ):
             removed[table] = connection.execute(statement, (user_id,)).rowcount

@@ -18,6 +18,7 @@ ROW_BLOCK_BITS = 32
 
 NO_TAGS = "[]"
 NO_LABELS = (None,) * 7
+LABEL_SEPARATOR = "\x1f"
 
 
 class _Blank:
@@ -54,20 +55,26 @@ def memory_node(user_id: str, node_id: NodeId, row: SqlRow) -> MemoryNode:
     blank.expires_at = None if expires_at is None else from_us(expires_at)
     (
         blank.key,
-        blank.summary,
         blank.entity_system,
         blank.entity_id,
         blank.entity_type,
         blank.session_id,
         blank.source_agent,
-    ) = NO_LABELS if labels is None else orjson.loads(labels)
+        blank.summary,
+    ) = NO_LABELS if labels is None else _labels(labels)
     blank.__class__ = MemoryNode
     return cast("MemoryNode", blank)
 
 
+def _labels(joined: str) -> list[str | None]:
+    ids = joined.split(LABEL_SEPARATOR, 6)
+    summary = ids.pop() if len(ids) > 6 else None  # noqa: PLR2004 - six ids, then the summary if there is one
+    return [*(name or None for name in ids), summary]
+
+
 def relationship(user_id: str, row: SqlRow) -> Relationship:
     """A relationship as callers see it, from the members of `RelationshipRow` in order."""
-    stored = RelationshipRow(**dict(zip(RelationshipRow.__slots__, row, strict=True)))
+    stored = RelationshipRow._make(row)
     return Relationship(
         relationship_id=RelationshipId(stored.relationship_id),
         user_id=user_id,
@@ -86,29 +93,18 @@ def relationship(user_id: str, row: SqlRow) -> Relationship:
 
 def node_row(flat: SqlRow) -> NodeRow:
     """A stored node from its members in order."""
-    return NodeRow(**dict(zip(NodeRow.__slots__, flat, strict=True)))
+    return NodeRow._make(flat)
 
 
 def relationship_row(flat: SqlRow) -> RelationshipRow:
     """A stored relationship from its members in order."""
-    return RelationshipRow(**dict(zip(RelationshipRow.__slots__, flat, strict=True)))
+    return RelationshipRow._make(flat)
 
 
 def operation(row: SqlRow) -> Operation:
     """A queued operation from the columns of the outbox in order."""
-    seq, op_id, user_id, kind, entity_id, base, delta, stamp, payload, accepted_at = row
-    return Operation(
-        seq=seq,
-        op_id=op_id,
-        user_id=user_id,
-        kind=Kind(kind),
-        entity_id=entity_id,
-        base=base,
-        delta=delta,
-        stamp=stamp,
-        payload=payload,
-        accepted_at=accepted_at,
-    )
+    seq, op_id, user_id, kind, *rest = row
+    return Operation(seq, op_id, user_id, Kind(kind), *rest)
 
 
 def find_node(connection: sqlite3.Connection, user_no: int, node_id: str) -> tuple[int, NodeRow] | None:
@@ -136,31 +132,7 @@ def put_node(connection: sqlite3.Connection, user_no: int, row_id: int, row: Nod
         " entity_type = excluded.entity_type, session_id = excluded.session_id, source_agent = excluded.source_agent,"
         " created_at = excluded.created_at, updated_at = excluded.updated_at, expires_at = excluded.expires_at,"
         " deleted_at = excluded.deleted_at, stamp = excluded.stamp, rev = excluded.rev",
-        (
-            row_id,
-            user_no,
-            row.node_id,
-            row.namespace,
-            row.key,
-            row.context_type,
-            row.content,
-            row.row_hash,
-            row.text_content,
-            row.summary,
-            row.tags,
-            row.importance,
-            row.entity_system,
-            row.entity_id,
-            row.entity_type,
-            row.session_id,
-            row.source_agent,
-            row.created_at,
-            row.updated_at,
-            row.expires_at,
-            row.deleted_at,
-            row.stamp,
-            row.rev,
-        ),
+        (row_id, user_no, *row),
     )
 
 
@@ -187,24 +159,7 @@ def put_relationship(connection: sqlite3.Connection, user_no: int, row_id: int, 
         " properties = excluded.properties, row_hash = excluded.row_hash, valid_from = excluded.valid_from,"
         " valid_to = excluded.valid_to, created_at = excluded.created_at, updated_at = excluded.updated_at,"
         " deleted_at = excluded.deleted_at, stamp = excluded.stamp, rev = excluded.rev",
-        (
-            row_id,
-            user_no,
-            row.relationship_id,
-            row.source_id,
-            row.target_id,
-            row.relationship_type,
-            row.weight,
-            row.properties,
-            row.row_hash,
-            row.valid_from,
-            row.valid_to,
-            row.created_at,
-            row.updated_at,
-            row.deleted_at,
-            row.stamp,
-            row.rev,
-        ),
+        (row_id, user_no, *row),
     )
 
 

@@ -17,7 +17,7 @@ from hybrid_memory.sqlite.rows import ROW_BLOCK_BITS
 _FORGETS_WITHOUT_TEXT: Final = (3, 43, 0)
 
 # FTS5 goes on counting deleted rows when it weighs how rare a word is (seen in 3.53.4, without the text it cannot do
-# otherwise). At this share of deletions an index is made anew; until then scores are up to ln(1.25) a word too high.
+# otherwise). At this share of deletions an index is made anew; until then a word's rarity is at most ln(1.25) too high.
 _WORN_AT: Final = 0.25
 
 # How many pages of an index one taking-in of changes merges at most.
