@@ -8,6 +8,8 @@ import threading
 
 import pytest
 
+pytest_plugins = ["tests.plugins.postgres"]
+
 EXIT_THREADS_LEFT = 1
 
 

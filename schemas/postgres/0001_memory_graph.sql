@@ -9,6 +9,7 @@ create table memory.heads (
     rev bigint not null default 0,
     -- Everything of this user at or below this revision was erased and is dead wherever it is met.
     erased_rev bigint not null default 0,
+    erased_at timestamptz,
     nodes bigint not null default 0,
     relationships bigint not null default 0,
     created_at timestamptz not null default now(),

@@ -191,6 +191,8 @@ create function memory.open_user(
     out head_rev bigint,
     out epoch uuid,
     out erased_rev bigint,
+    -- When that was, in microseconds since the epoch.
+    out erased_at bigint,
     out last_seq bigint,
     out open_number bigint,
     out open_token uuid
@@ -199,7 +201,8 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     perform set_config('memory.user_id', p_user, true);
     insert into memory.heads (user_id) values (p_user) on conflict do nothing;
-    select h.rev, h.epoch, h.erased_rev into head_rev, epoch, erased_rev
+    select h.rev, h.epoch, h.erased_rev, (extract(epoch from h.erased_at) * 1000000)::bigint
+    into head_rev, epoch, erased_rev, erased_at
     from memory.heads h where h.user_id = p_user for update;
     select a.last_seq, a.open_number, a.open_token into last_seq, open_number, open_token
     from memory.applied a where a.user_id = p_user and a.client_id = p_client for update;
@@ -275,7 +278,7 @@ begin
     perform set_config('memory.user_id', p_user, true);
     insert into memory.heads (user_id) values (p_user) on conflict do nothing;
     update memory.heads h
-    set rev = h.rev + 1, erased_rev = h.rev + 1, nodes = 0, relationships = 0, last_activity = now()
+    set rev = h.rev + 1, erased_rev = h.rev + 1, erased_at = clock_timestamp(), nodes = 0, relationships = 0, last_activity = now()
     where h.user_id = p_user
     returning h.erased_rev into erased_rev;
     delete from memory.node_history d where d.user_id = p_user;

@@ -216,14 +216,19 @@ def _new_row(change: NodeChange, *, now_us: int, stamp: int, rev: int) -> NodeRo
     created_at = change.created_at or now_us
     importance = DEFAULT_IMPORTANCE if change.importance is None else change.importance
     tags = change.tags or "[]"
+    content, text = change.content, change.text_content
+    if change.rule is Rule.MERGE:
+        # Merged into nothing: what a patch removes is not stored as null.
+        content = merge_text("{}", content)
+        text = searchable_text(cast("JsonValue", orjson.loads(content)))
     # By position and in one go, for this is made for every write; what is hashed are `node_hash`'s members.
     row_hash = _hash(
         (
             change.namespace,
             change.key,
             change.context_type,
-            change.content,
-            change.text_content,
+            content,
+            text,
             change.summary,
             tags,
             importance,
@@ -241,9 +246,9 @@ def _new_row(change: NodeChange, *, now_us: int, stamp: int, rev: int) -> NodeRo
         change.namespace,
         change.key,
         change.context_type,
-        change.content,
+        content,
         row_hash,
-        change.text_content,
+        text,
         change.summary,
         tags,
         importance,

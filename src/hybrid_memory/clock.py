@@ -21,8 +21,9 @@ _EXACT_AS_FLOAT_US = 2**52
 # Nodes, entities and relationships derive their ids under this namespace; changing it would duplicate every entity.
 _NAMESPACE = uuid.UUID("6f1f5c1e-0d5f-5c7e-9a3d-3c1c8f6b2a41")
 
-# The low bits of a stamp count events within one microsecond; the clock is never that fine, so 12 bits are ample.
-_LOGICAL_BITS = 12
+# The low bits of a stamp count events within one microsecond. Eight are ample, and with them a stamp fits a signed
+# 64-bit integer until the year 3111.
+_LOGICAL_BITS = 8
 # A stamp from a clock running further ahead than this is taken as a fault of that clock, not as the present.
 MAX_SKEW = timedelta(days=1)
 
@@ -66,7 +67,7 @@ def from_us(moment_us: int) -> datetime:
 class StampClock:
     """Hybrid logical clock: stamps grow with every change made or seen, whatever the wall clock does.
 
-    A stamp is the wall clock in microseconds shifted left by 12 bits plus a counter (Kulkarni et al., "Logical
+    A stamp is the wall clock in microseconds shifted left by 8 bits plus a counter (Kulkarni et al., "Logical
     Physical Clocks", 2014, folded into one integer). Not safe for use from several threads.
     """
 

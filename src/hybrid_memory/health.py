@@ -46,7 +46,8 @@ class Health:
 def assess(tiers: Tiers, staff: Staff, *, control: str, users_open: int, now_us: int) -> Health:
     """The health of a manager that is open; `control` says how its socket for the command line is."""
     queue, file, durable = tiers.file.outbox.state(), tiers.file, tiers.durable
-    services = {service.name: service.last_error or ("ok" if service.alive else "dead") for service in staff.services}
+    # Death first: what a service died of is its last error too.
+    services = {service.name: (service.last_error or "ok") if service.alive else "dead" for service in staff.services}
     services["control"] = control
     condition, causes = _diagnose(tiers, staff, queue, services)
     return Health(

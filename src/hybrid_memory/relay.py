@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from hybrid_memory.batching import cut, halves
 from hybrid_memory.changes import Kind, Operation
@@ -144,7 +144,8 @@ class Relay:
     async def _erase(self, erasure: Operation) -> None:
         erased_rev = await self._durable.erase(self._opening, erasure)
         applied = Applied(operation=erasure, verdict=Verdict.APPLIED, rev=erased_rev)
-        self._decided(BatchApplied(operations=(applied,), users=()))
+        # What the user stores after it is sent with the erasure known, so that must be written down before.
+        await self._decided(BatchApplied(operations=(applied,), users=()))
 
     async def _apply(self, operations: list[Operation]) -> None:
         try:
@@ -183,14 +184,15 @@ class Relay:
         cursors = {user_id: self._hot.cursor(user_id) for user_id in {operation.user_id for operation in operations}}
         return {user_id: max(0, cursor.erased_rev) if cursor else 0 for user_id, cursor in cursors.items()}
 
-    def _decided(self, batch: BatchApplied) -> None:
-        self._outbox.settle(batch)
+    def _decided(self, batch: BatchApplied) -> Awaitable[None]:
+        settled = self._outbox.settle(batch)
         for applied in batch.operations:
             self._deliveries.resolve(applied)
         if self._events.attentive:
             for applied in batch.operations:
                 self._tell(applied)
         self._on_decided(batch)
+        return settled
 
     def _tell(self, applied: Applied) -> None:
         operation = applied.operation

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from typing import Final, LiteralString
@@ -66,7 +66,7 @@ class PostgresChangeFeed:
         return self._snapshot(user_id, after_rev)
 
     @asynccontextmanager
-    async def _snapshot(self, user_id: str, after_rev: int | None) -> AsyncIterator[Snapshot]:
+    async def _snapshot(self, user_id: str, after_rev: int | None) -> AsyncGenerator[Snapshot, None]:
         async with self._loader() as link, link.held() as connection:
             record = await link.step(self._begin(connection, user_id))
             snapshot = PostgresSnapshot(
@@ -84,7 +84,7 @@ class PostgresChangeFeed:
             await snapshot.commit()
 
     @asynccontextmanager
-    async def _loader(self) -> AsyncIterator[Link]:
+    async def _loader(self) -> AsyncGenerator[Link, None]:
         async with self._room:
             link = self._free.pop()
             try:

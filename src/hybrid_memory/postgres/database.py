@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -123,7 +123,7 @@ def _milliseconds(span: timedelta) -> str:
 
 
 @asynccontextmanager
-async def transaction(connection: Connection, begin: LiteralString = "begin") -> AsyncIterator[None]:
+async def transaction(connection: Connection, begin: LiteralString = "begin") -> AsyncGenerator[None, None]:
     """Run the block in a transaction and commit it. On any failure the transaction stays open for the link to end.
 
     A block that swallowed an error would end in a COMMIT that the server answers with ROLLBACK: that raises.
@@ -166,7 +166,7 @@ class Link:
                 return await awaitable
 
     @asynccontextmanager
-    async def held(self) -> AsyncIterator[Connection]:
+    async def held(self) -> AsyncGenerator[Connection, None]:
         """The connection for the length of the block, which has to keep its own deadlines (`step`).
 
         It is cut off afterwards if the block failed with anything but an answer of the server, or left a transaction

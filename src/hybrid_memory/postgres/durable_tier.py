@@ -100,10 +100,12 @@ class PostgresDurableTier:
         done: int = opened["last_seq"] or 0
         standings = await self._standings(connection, user_id, operations)
         fresh = [operation for operation in operations if operation.seq > done]
-        if opened["erased_rev"] > erased_rev:
-            decided = [Decided(operation=operation, verdict=Verdict.REJECTED) for operation in fresh]
-        else:
-            decided = [decide(one, standings.get((one.kind, one.entity_id)), opening.client_id) for one in fresh]
+        decided = [
+            Decided(operation=one, verdict=Verdict.REJECTED)
+            if _before_erasure(one, opened, erased_rev)
+            else decide(one, standings.get((one.kind, one.entity_id)), opening.client_id)
+            for one in fresh
+        ]
         revs: dict[int, int] = {}
         head_rev: int = opened["head_rev"]
         if decided:
@@ -139,7 +141,8 @@ class PostgresDurableTier:
         )
 
     _OPEN_USER: Final[LiteralString] = """
-        select head_rev, epoch::text as epoch, erased_rev, last_seq, open_number, open_token::text as open_token
+        select head_rev, epoch::text as epoch, erased_rev, erased_at, last_seq, open_number,
+               open_token::text as open_token
         from memory.open_user($1, $2)
     """
 
@@ -156,34 +159,46 @@ class PostgresDurableTier:
             )
         return opened
 
-    _STANDING_NODES: Final[LiteralString] = """
-        select node_id::text, namespace, key, context_type, content::text, row_hash, text_content, summary,
-               array_to_json(tags)::text, importance::text::float8, entity_system, entity_id, entity_type, session_id,
-               source_agent, (date_part('epoch', created_at) * 1000000)::bigint,
-               (date_part('epoch', updated_at) * 1000000)::bigint, (extract(epoch from expires_at) * 1000000)::bigint,
-               (extract(epoch from deleted_at) * 1000000)::bigint, stamp, rev, writer::text as writer, writer_seq
-        from memory.nodes
-        where user_id = $1 and node_id = any ($2::uuid[])
-        for update
+    # A search of its own for each id: with `= any` the planner may read all of the user's rows instead. The rows need
+    # no lock, as every writer of the user waits for the head.
+    STANDING_NODES: Final[LiteralString] = """
+        select n.*
+        from unnest($2::uuid[]) as asked (id)
+        cross join lateral (
+            select node_id::text, namespace, key, context_type, content::text, row_hash, text_content, summary,
+                   array_to_json(tags)::text, importance, entity_system, entity_id, entity_type,
+                   session_id, source_agent, (date_part('epoch', created_at) * 1000000)::bigint,
+                   (date_part('epoch', updated_at) * 1000000)::bigint,
+                   (extract(epoch from expires_at) * 1000000)::bigint,
+                   (extract(epoch from deleted_at) * 1000000)::bigint, stamp, rev, writer::text as writer, writer_seq
+            from memory.nodes
+            where user_id = $1 and node_id = asked.id
+            limit 1
+        ) as n
     """
 
-    _STANDING_RELATIONSHIPS: Final[LiteralString] = """
-        select relationship_id::text, source_id::text, target_id::text, relationship_type, weight, properties::text,
-               row_hash, (extract(epoch from valid_from) * 1000000)::bigint,
-               (extract(epoch from valid_to) * 1000000)::bigint, (date_part('epoch', created_at) * 1000000)::bigint,
-               (date_part('epoch', updated_at) * 1000000)::bigint, (extract(epoch from deleted_at) * 1000000)::bigint,
-               stamp, rev, writer::text as writer, writer_seq
-        from memory.relationships
-        where user_id = $1 and relationship_id = any ($2::uuid[])
-        for update
+    STANDING_RELATIONSHIPS: Final[LiteralString] = """
+        select r.*
+        from unnest($2::uuid[]) as asked (id)
+        cross join lateral (
+            select relationship_id::text, source_id::text, target_id::text, relationship_type, weight,
+                   properties::text, row_hash, (extract(epoch from valid_from) * 1000000)::bigint,
+                   (extract(epoch from valid_to) * 1000000)::bigint,
+                   (date_part('epoch', created_at) * 1000000)::bigint,
+                   (date_part('epoch', updated_at) * 1000000)::bigint,
+                   (extract(epoch from deleted_at) * 1000000)::bigint, stamp, rev, writer::text as writer, writer_seq
+            from memory.relationships
+            where user_id = $1 and relationship_id = asked.id
+            limit 1
+        ) as r
     """
 
     async def _standings(self, connection: Connection, user_id: str, operations: Sequence[Operation]) -> _Standings:
         """The rows that the operations meet."""
         found: _Standings = {}
         for kind, statement, read in (
-            (Kind.NODE, self._STANDING_NODES, node_row),
-            (Kind.RELATIONSHIP, self._STANDING_RELATIONSHIPS, relationship_row),
+            (Kind.NODE, self.STANDING_NODES, node_row),
+            (Kind.RELATIONSHIP, self.STANDING_RELATIONSHIPS, relationship_row),
         ):
             ids = [operation.entity_id for operation in operations if operation.kind is kind]
             if not ids:
@@ -239,6 +254,13 @@ def _only(records: Sequence[asyncpg.Record]) -> asyncpg.Record:
 
 def _concerned(detail: str | None) -> frozenset[str]:
     return frozenset(cast("list[str]", orjson.loads(detail))) if detail else frozenset()
+
+
+def _before_erasure(operation: Operation, opened: asyncpg.Record, erased_rev: int) -> bool:
+    if erased_rev < 0:
+        # The sender never held the user, so it cannot say which erasure it knew of; the clocks must decide.
+        return opened["erased_at"] is not None and operation.accepted_at <= opened["erased_at"]
+    return bool(opened["erased_rev"] > erased_rev)
 
 
 def _untouched(decided: Decided) -> bool:

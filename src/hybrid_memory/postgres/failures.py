@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Final, TypeAlias
 
@@ -32,13 +32,15 @@ _LOST: Final = frozenset({"57P01", "57P02", "57P03", "57P05", "25P03", "53300"})
 _READ_ONLY: Final = frozenset({"25006", "55000"})
 _OVERLOADED: Final = frozenset({"57014", "25P04"})
 _MISCONFIGURED: Final = frozenset({"57P04", "XX001", "XX002"})
+# The members of a driver's error that can hold a value, a statement or a name of somebody.
+_TELLING: Final = frozenset({"message", "detail", "hint", "context", "internal_query", "query"})
 _POISON_CLASSES: Final = frozenset({"22", "23", "21", "54"})
 _OVERLOADED_CLASSES: Final = frozenset({"53", "58"})
 _MISCONFIGURED_CLASSES: Final = frozenset({"26", "28", "3D", "3F", "42"})
 
 
 @contextmanager
-def explained(*, after_sending: bool = False) -> Iterator[None]:
+def explained(*, after_sending: bool = False) -> Generator[None, None, None]:
     """Map what the driver raises in the block to the error tree (see `explain`)."""
     try:
         yield
@@ -67,7 +69,7 @@ def _explained(failure: DriverFailure) -> DurableTierError:
             return _by_state(failure, failure.sqlstate or "", name)
         case ClientConfigurationError():
             return Misconfigured(f"{name}: the connection settings are not valid", fix="correct the DSN")
-        case ValueError() if isinstance(failure, asyncpg.InterfaceError):
+        case asyncpg.InterfaceError() if isinstance(failure, ValueError):
             # A value the driver could not encode; nothing was sent.
             return PoisonOperation(f"{name} 22000", sqlstate="22000")
         case TargetServerAttributeNotMatched():
@@ -122,9 +124,7 @@ def _scrub(failure: DriverFailure) -> None:
     """Strip values: a driver's error keeps the statement and prints DETAIL (whole rows) wherever it is logged."""
     if isinstance(failure, asyncpg.PostgresError):
         failure.args = (f"{type(failure).__name__} {failure.sqlstate}",)
-        failure.__dict__.update(
-            dict.fromkeys(("message", "detail", "hint", "context", "internal_query", "query"), None)
-        )
     elif isinstance(failure, (asyncpg.InterfaceError, asyncpg.InternalClientError)):
         failure.args = (type(failure).__name__,)
-        failure.__dict__.update(detail=None, hint=None)
+    told = vars(failure)
+    told.update((name, None) for name in told.keys() & _TELLING)

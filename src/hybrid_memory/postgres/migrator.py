@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Final, LiteralString
@@ -24,7 +24,8 @@ _SITUATION: Final[LiteralString] = """
     select current_setting('server_version_num')::integer as server_version,
            pg_is_in_recovery() as in_recovery,
            to_regnamespace('memory') is not null as has_schema,
-           to_regclass('memory.migrations') is not null as has_migrations,
+           exists (select from pg_class c
+                   where c.relnamespace = to_regnamespace('memory') and c.relname = 'migrations') as has_migrations,
            to_regnamespace('memory_legacy') is not null as has_legacy,
            exists (select from pg_available_extensions where name = 'vector') as vector_available
 """
@@ -202,7 +203,7 @@ class Migrator:
                 await connection.execute(_SCHEMA)
 
     @asynccontextmanager
-    async def _administrator(self) -> AsyncIterator[Link]:
+    async def _administrator(self) -> AsyncGenerator[Link, None]:
         link = Link(
             self._settings,
             Purpose(

@@ -29,7 +29,9 @@ _FACTS: Final[LiteralString] = """
            current_setting('fsync') = 'on' as fsync,
            current_setting('synchronous_commit') <> 'off' as synchronous_commit,
            to_regnamespace('memory') is not null as has_schema,
-           to_regclass('memory.migrations') is not null as has_migrations,
+           -- Looked up in the catalogue, because to_regclass fails where the schema is closed to us.
+           exists (select from pg_class c
+                   where c.relnamespace = to_regnamespace('memory') and c.relname = 'migrations') as has_migrations,
            exists (select from pg_roles r where r.rolsuper and pg_has_role(session_user, r.oid, 'member'))
                as superuser,
            exists (select from pg_roles r where r.rolbypassrls and pg_has_role(session_user, r.oid, 'member'))
@@ -49,7 +51,8 @@ _FACTS: Final[LiteralString] = """
             where c.relnamespace = to_regnamespace('memory') and c.relkind in ('r', 'p')
               and has_table_privilege(c.oid, 'truncate')) as truncates,
            (select e.extversion from pg_extension e
-            join pg_attribute a on a.attrelid = to_regclass('memory.vectors') and a.attname = 'vector'
+            join pg_class c on c.relnamespace = to_regnamespace('memory') and c.relname = 'vectors'
+            join pg_attribute a on a.attrelid = c.oid and a.attname = 'vector'
             where e.extname = 'vector') as pgvector
 """
 

@@ -1,8 +1,7 @@
 """Rows as they come out of Postgres: already cast there to what both tiers store, so that nothing is converted here.
 
 Every statement that reads rows selects the members of `NodeRow` or `RelationshipRow` in their declared order: ids and
-JSON as text, tags as JSON text, `importance::text::float8` (a real 0.1 cast straight to a double is
-0.10000000149011612), times as microseconds.
+JSON as text, tags as JSON text, times as microseconds (exact for the years 1698 to 2242 where `date_part` is used).
 """
 
 from __future__ import annotations

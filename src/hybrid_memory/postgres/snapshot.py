@@ -51,9 +51,9 @@ class PostgresSnapshot:
         """About how many rows will come."""
         return self._expected
 
-    _LIVE_NODES: Final[LiteralString] = """
+    LIVE_NODES: Final[LiteralString] = """
         select node_id::text, namespace, key, context_type, content::text, row_hash, text_content, summary,
-               array_to_json(tags)::text, importance::text::float8, entity_system, entity_id, entity_type, session_id,
+               array_to_json(tags)::text, importance, entity_system, entity_id, entity_type, session_id,
                source_agent, (date_part('epoch', created_at) * 1000000)::bigint,
                (date_part('epoch', updated_at) * 1000000)::bigint, (extract(epoch from expires_at) * 1000000)::bigint,
                null::bigint, stamp, rev
@@ -61,9 +61,9 @@ class PostgresSnapshot:
         where user_id = $1 and deleted_at is null and (expires_at is null or expires_at > memory.moment($2))
     """
 
-    _NEWER_NODES: Final[LiteralString] = """
+    NEWER_NODES: Final[LiteralString] = """
         select node_id::text, namespace, key, context_type, content::text, row_hash, text_content, summary,
-               array_to_json(tags)::text, importance::text::float8, entity_system, entity_id, entity_type, session_id,
+               array_to_json(tags)::text, importance, entity_system, entity_id, entity_type, session_id,
                source_agent, (date_part('epoch', created_at) * 1000000)::bigint,
                (date_part('epoch', updated_at) * 1000000)::bigint, (extract(epoch from expires_at) * 1000000)::bigint,
                (extract(epoch from deleted_at) * 1000000)::bigint, stamp, rev
@@ -74,10 +74,10 @@ class PostgresSnapshot:
     def nodes(self) -> AsyncIterator[Sequence[FlatRow]]:
         """Nodes in chunks."""
         if self._after_rev is None:
-            return self._chunks(self._LIVE_NODES, self._now_us)
-        return self._chunks(self._NEWER_NODES, self._after_rev)
+            return self._chunks(self.LIVE_NODES, self._now_us)
+        return self._chunks(self.NEWER_NODES, self._after_rev)
 
-    _LIVE_RELATIONSHIPS: Final[LiteralString] = """
+    LIVE_RELATIONSHIPS: Final[LiteralString] = """
         select relationship_id::text, source_id::text, target_id::text, relationship_type, weight, properties::text,
                row_hash, (extract(epoch from valid_from) * 1000000)::bigint,
                (extract(epoch from valid_to) * 1000000)::bigint, (date_part('epoch', created_at) * 1000000)::bigint,
@@ -86,7 +86,7 @@ class PostgresSnapshot:
         where user_id = $1 and deleted_at is null
     """
 
-    _NEWER_RELATIONSHIPS: Final[LiteralString] = """
+    NEWER_RELATIONSHIPS: Final[LiteralString] = """
         select relationship_id::text, source_id::text, target_id::text, relationship_type, weight, properties::text,
                row_hash, (extract(epoch from valid_from) * 1000000)::bigint,
                (extract(epoch from valid_to) * 1000000)::bigint, (date_part('epoch', created_at) * 1000000)::bigint,
@@ -99,8 +99,8 @@ class PostgresSnapshot:
     def relationships(self) -> AsyncIterator[Sequence[FlatRow]]:
         """Relationships in chunks."""
         if self._after_rev is None:
-            return self._chunks(self._LIVE_RELATIONSHIPS)
-        return self._chunks(self._NEWER_RELATIONSHIPS, self._after_rev)
+            return self._chunks(self.LIVE_RELATIONSHIPS)
+        return self._chunks(self.NEWER_RELATIONSHIPS, self._after_rev)
 
     async def commit(self) -> None:
         """End the transaction, unless the connection was cut off by `abandon`."""

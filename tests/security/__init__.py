@@ -1,0 +1,1 @@
+"""What keeps one user's memories from another's."""

@@ -1,0 +1,87 @@
+"""What the relay decides by itself: when to leave Postgres alone, and when never to come back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from hybrid_memory.absent import AbsentPostgres
+from hybrid_memory.clock import IdSource
+from hybrid_memory.deliveries import Deliveries
+from hybrid_memory.errors import Fenced, HybridMemoryError, Misconfigured, RoleRefused, SchemaMismatch, Unreachable
+from hybrid_memory.events import Event, EventLog, PersistFailed
+from hybrid_memory.relay import MISCONFIGURED_PAUSE_SECONDS, Relay
+from hybrid_memory.retry import Backoff, Breaker, BreakerState
+from hybrid_memory.sqlite.hot_file import HotFile
+from hybrid_memory.sqlite.outbox import QueueBounds
+from hybrid_memory.sqlite.slots import take_slot
+from tests.support.clocks import HandClock
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    relay: Relay
+    heard: list[Event]
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    clock = HandClock()
+    bounds = QueueBounds(entries=10, payload_bytes=10**6)
+    file = await HotFile.open(
+        take_slot(tmp_path), clock=clock, ids=IdSource(clock), bounds=bounds, index_bytes=10**6
+    )
+    heard: list[Event] = []
+    relay = Relay(
+        outbox=file.outbox,
+        durable=AbsentPostgres("none in this test"),
+        hot=file.hot,
+        opening=file.opening,
+        deliveries=Deliveries(),
+        breaker=Breaker(Backoff(), lambda: 1.0),
+        events=EventLog(heard.append),
+        is_persistent=lambda _: True,
+        on_decided=lambda _: None,
+        batch_size=5,
+    )
+    yield Bench(relay, heard)
+    await file.close()
+
+
+async def _fail(bench: Bench) -> HybridMemoryError:
+    with pytest.raises(Unreachable) as caught:
+        await bench.relay.run_once()
+    return caught.value
+
+
+async def test_it_leaves_a_postgres_that_is_away_alone_for_longer_and_longer(bench: Bench) -> None:
+    pauses = [bench.relay.failed(await _fail(bench)) for _ in range(9)]
+    assert pauses == sorted(pauses)
+    assert pauses[0] == pytest.approx(0.05)
+    assert pauses[-1] == pytest.approx(5.0)
+    assert [event.failures for event in bench.heard if isinstance(event, PersistFailed)] == list(range(1, 10))
+    assert {event.code for event in bench.heard if isinstance(event, PersistFailed)} == {"unreachable"}
+
+
+async def test_it_is_away_from_the_first_failure_on(bench: Bench) -> None:
+    assert not bench.relay.away
+    bench.relay.failed(await _fail(bench))
+    assert bench.relay.away
+    assert bench.relay.breaker_state is BreakerState.OPEN
+    await _fail(bench)
+    assert bench.relay.breaker_state is BreakerState.HALF_OPEN
+    assert bench.relay.away
+
+
+@pytest.mark.parametrize("error", [Misconfigured("x"), RoleRefused("x"), SchemaMismatch("x")])
+async def test_what_a_person_must_mend_is_looked_at_at_a_steady_pace(bench: Bench, error: Misconfigured) -> None:
+    assert [bench.relay.failed(error) for _ in range(3)] == [MISCONFIGURED_PAUSE_SECONDS] * 3
+
+
+async def test_one_that_was_fenced_off_never_tries_again(bench: Bench) -> None:
+    bench.relay.failed(Fenced("another opener of this file has taken over"))
+    assert await bench.relay.run_once() is None
+    assert bench.relay.away
