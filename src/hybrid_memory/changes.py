@@ -204,9 +204,9 @@ def _gather(value: JsonValue, found: list[str]) -> None:
 
 
 def node_row(change: NodeChange, existing: NodeRow | None, *, now_us: int, stamp: int) -> NodeRow:
-    """The row a change makes of what is there locally. A tombstone counts as absent."""
+    """The row a change makes of what is there locally. A tombstone counts as absent, and so does what has expired."""
     rev = existing.rev if existing else 0
-    if existing is None or existing.deleted_at is not None:
+    if existing is None or existing.deleted_at is not None or (existing.expires_at or now_us + 1) <= now_us:
         return _new_row(change, now_us=now_us, stamp=stamp, rev=rev)
     row = _changed_row(change, existing, now_us=now_us, stamp=stamp)
     return row._replace(row_hash=node_hash(row))

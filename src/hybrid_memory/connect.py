@@ -20,8 +20,8 @@ from hybrid_memory.postgres.durable_tier import PostgresDurableTier
 from hybrid_memory.postgres.migrator import Migrator
 from hybrid_memory.postgres.provision import create_database
 from hybrid_memory.settings import Environment, Settings
+from hybrid_memory.sqlite.accepting import QueueBounds
 from hybrid_memory.sqlite.hot_file import HotFile
-from hybrid_memory.sqlite.outbox import QueueBounds
 from hybrid_memory.sqlite.slots import Slot, prepare_directory, take_slot, try_slot
 
 EMBEDDED_DATABASE = "hybrid_memory"

@@ -61,11 +61,9 @@ class Feed:
         cursor = self._hot.cursor(user_id)
         if cursor is None or not cursor.complete:
             await self._load(user_id)
-        elif head is None:
-            if cursor.epoch is not None:
-                await self._load(user_id)
+        elif head is None and cursor.epoch is None:
             self._confirm(user_id)
-        elif not self._continues(cursor, head):
+        elif head is None or not self._continues(cursor, head):
             await self._load(user_id)
         else:
             if head.rev > cursor.rev or cursor.epoch is None:

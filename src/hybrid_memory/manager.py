@@ -326,7 +326,7 @@ class HybridMemoryManager:
         self._check_open()
         erased = validation.user_id(user_id)
         self._open_users.pop(erased, None)
-        self._staff.preload.forget(erased)
+        await self._staff.preload.forget(erased)
         removed = await self._tiers.file.replica.erase(erased, erased_rev=None)
         self._staff.relay_service.wake()
         return removed

@@ -243,8 +243,8 @@ class DeadLetters(Protocol):
 class Replica(Protocol):
     """The local copy as the durable tier fills it."""
 
-    async def begin_load(self) -> int:
-        """Start an invisible generation and return its number."""
+    async def begin_load(self, user_id: str) -> int | None:
+        """Start an invisible generation of a user in place of one begun before; None while an erasure is queued."""
         ...
 
     def add_nodes(self, generation: int, rows: Sequence[FlatRow]) -> Awaitable[None]:

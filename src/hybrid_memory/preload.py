@@ -32,7 +32,9 @@ class Preload:
         self._confirmed: dict[str, float] = {}
 
     async def bring_up_to_date(self, user_id: str, progress: ProgressHook | None = None) -> bool:
-        """Make the copy current. False when Postgres could not be asked: the copy is what the file has.
+        """Make the copy current. False when that cannot be now: the copy is what the file has.
+
+        It cannot while Postgres is out of reach, and while an erasure of the user is queued or comes in between.
 
         Raises `DurableTierError` only for what a person must mend.
         """
@@ -43,7 +45,9 @@ class Preload:
             flight.add_done_callback(lambda _: self._landed(user_id))
         if progress is not None:
             self._watchers.setdefault(user_id, []).append(progress)
-        return await asyncio.shield(flight)
+        # Not awaited itself: leaving must not stop it, nor its being stopped look like our own cancellation.
+        await asyncio.wait([flight])
+        return not flight.cancelled() and flight.result()
 
     def _landed(self, user_id: str) -> None:
         self._flights.pop(user_id, None)
@@ -57,8 +61,11 @@ class Preload:
         """Postgres has just said that the copy is up to date."""
         self._confirmed[user_id] = self._clock.monotonic()
 
-    def forget(self, user_id: str) -> None:
-        """The user's copy is gone."""
+    async def forget(self, user_id: str) -> None:
+        """The user is to be erased: stop a load that is under way, so that nothing of it comes after."""
+        while (flight := self._flights.get(user_id)) is not None:
+            flight.cancel()
+            await asyncio.wait([flight])
         self._confirmed.pop(user_id, None)
 
     async def close(self) -> None:
@@ -70,23 +77,24 @@ class Preload:
 
     async def _bring(self, user_id: str) -> bool:
         try:
-            await self._load(user_id)
+            loaded = await self._load(user_id)
         except DurableTierError as error:
             if not error.retryable:
                 raise
             return False
-        self.confirm(user_id)
-        return True
+        if loaded:
+            self.confirm(user_id)
+        return loaded
 
-    async def _load(self, user_id: str) -> None:
+    async def _load(self, user_id: str) -> bool:
         cursor = self._hot.cursor(user_id)
         if cursor is not None and cursor.complete:
             heads = await self._feed.heads([user_id])
             if await self._take_difference(cursor, heads[0] if heads else None):
                 self._report(user_id, 0, 0, finished=True)
-                return
+                return True
             self._events.emit(Rewritten(user_id=user_id))
-        await self._load_all(user_id)
+        return await self._load_all(user_id)
 
     async def _take_difference(self, cursor: Cursor, head: Head | None) -> bool:
         """Absorb what is newer than the cursor; False when the copy cannot be continued and must be loaded anew."""
@@ -108,13 +116,15 @@ class Preload:
         await self._replica.absorb(head, nodes, relationships)
         self._finished(cursor.user_id, len(nodes), len(relationships), started, full=False)
 
-    async def _load_all(self, user_id: str) -> None:
+    async def _load_all(self, user_id: str) -> bool:
         self._events.emit(LoadStarted(user_id=user_id))
         started = self._clock.monotonic()
         async with self._feed.snapshot(user_id, after_rev=None) as snapshot:
             head = snapshot.head
             await self._obey_erasure(user_id, head)
-            generation = await self._replica.begin_load()
+            generation = await self._replica.begin_load(user_id)
+            if generation is None:
+                return False
             nodes = await self._stream(
                 user_id, snapshot.nodes(), generation, self._replica.add_nodes, 0, snapshot.expected
             )
@@ -124,6 +134,7 @@ class Preload:
         await self._replica.show_load(generation, head, complete=True)
         self._report(user_id, nodes + edges, nodes + edges, finished=True)
         self._finished(user_id, nodes, edges, started, full=True)
+        return True
 
     async def _obey_erasure(self, user_id: str, head: Head) -> None:
         cursor = self._hot.cursor(user_id)

@@ -38,6 +38,7 @@ class ReceiptDesk:
     async def _outcome(self, accepted: Accepted, receipt: Receipt, timeout: timedelta | None) -> Receipt:
         deadline = None if timeout is None else self._clock.monotonic() + timeout.total_seconds()
         while True:
+            self._deliveries.check_open()
             known = self._outbox.verdict(accepted)
             if known is not None:
                 verdict, rev = known

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import cache
 
 from hybrid_memory.batching import cut, halves
 from hybrid_memory.changes import Kind, Operation
@@ -43,7 +44,8 @@ class Relay:
         self._deliveries = deliveries
         self._breaker = breaker
         self._events = events
-        self._is_persistent = is_persistent
+        # Asked once a user: were the answer to change, later operations would overtake those that were passed over.
+        self._is_persistent = cache(is_persistent)
         self._on_decided = on_decided
         self._batch_size = batch_size
         self._shaken_hands = False
@@ -73,7 +75,14 @@ class Relay:
             self._start_over()
         batch = self._next_batch()
         if batch:
-            await self._carry(batch)
+            carried = False
+            try:
+                await self._carry(batch)
+                carried = True
+            finally:
+                if not carried:
+                    # Whatever it was: what stays queued must go first, or the user's mark would pass over it.
+                    self._start_over()
         self._reachable()
         return 0.0 if batch or self._left_behind else None
 
@@ -209,4 +218,6 @@ class Relay:
     async def _bury(self, operation: Operation, poison: PoisonOperation) -> None:
         await self._outbox.bury(operation, sqlstate=poison.sqlstate, reason=poison.message)
         self._events.emit(Buried(user_id=operation.user_id, op_id=operation.op_id, sqlstate=poison.sqlstate))
-        self._deliveries.resolve(Applied(operation=operation, verdict=Verdict.DEAD, rev=None))
+        dead = Applied(operation=operation, verdict=Verdict.DEAD, rev=None)
+        self._deliveries.resolve(dead)
+        self._on_decided(BatchApplied(operations=(dead,), users=()))

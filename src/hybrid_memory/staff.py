@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
+from hybrid_memory.changes import Operation
 from hybrid_memory.clock import Clock
 from hybrid_memory.connect import PostgresMode, Tiers
 from hybrid_memory.deliveries import Deliveries
@@ -12,7 +13,7 @@ from hybrid_memory.events import Sink
 from hybrid_memory.feed import Feed, Hinter, Listener
 from hybrid_memory.graph import Verdict
 from hybrid_memory.keeper import Keeper
-from hybrid_memory.ports import BatchApplied
+from hybrid_memory.ports import Applied, BatchApplied
 from hybrid_memory.preload import Preload, continues
 from hybrid_memory.relay import Relay
 from hybrid_memory.retry import Backoff, Breaker
@@ -69,6 +70,7 @@ class Staff:
         self._hinter_service = Service(self._hinter, events)
         self.services = self._hire(tiers, settings, clock, events, uniform)
         file.on_accepted = self.relay_service.wake
+        file.on_rejected = self._rejected
 
     def _hire(
         self, tiers: Tiers, settings: Settings, clock: Clock, events: Sink, uniform: Callable[[], float]
@@ -99,10 +101,14 @@ class Staff:
 
     async def stop(self) -> None:
         """End all work; what is queued stays queued."""
-        self.deliveries.release()
+        self.deliveries.close()
         for service in self.services:
             await service.stop()
         await self.preload.close()
+
+    def _rejected(self, operations: Sequence[Operation]) -> None:
+        for operation in operations:
+            self.deliveries.resolve(Applied(operation=operation, verdict=Verdict.REJECTED, rev=None))
 
     def _decided(self, batch: BatchApplied) -> None:
         self._hinter.note()

@@ -294,6 +294,9 @@ class UserMemory:
         _check_choice("direction", direction, DIRECTIONS)
         kinds = None if types is None else frozenset(names("types", types))
         self._check_open()
+        if self._hot.get(self.user_id, start) is None:
+            # No way leads out of what is deleted or has expired, as none leads to it.
+            return []
         return await self._hot.neighbours(
             self.user_id, start, depth=depth, types=kinds, direction=direction, limit=wanted
         )

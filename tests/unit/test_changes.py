@@ -206,6 +206,13 @@ def test_a_tombstone_counts_as_absent_but_keeps_its_revision() -> None:
     assert (row.rev, row.created_at) == (7, 30)
 
 
+@pytest.mark.parametrize(("now_us", "summary"), [(98, "s"), (99, None), (100, None)])
+def test_what_has_expired_counts_as_absent_too(now_us: int, summary: str | None) -> None:
+    first = _row(summary="s", expires_at=99)._replace(rev=7)
+    second = _row(first, now_us=now_us)
+    assert (second.summary, second.rev) == (summary, 7)
+
+
 def test_a_time_of_creation_is_taken_for_a_new_row_only() -> None:
     first = _row(created_at=3)
     assert first.created_at == 3

@@ -16,7 +16,7 @@ from hybrid_memory.events import Event, EventLog, PersistFailed
 from hybrid_memory.relay import MISCONFIGURED_PAUSE_SECONDS, Relay
 from hybrid_memory.retry import Backoff, Breaker, BreakerState
 from hybrid_memory.sqlite.hot_file import HotFile
-from hybrid_memory.sqlite.outbox import QueueBounds
+from hybrid_memory.sqlite.accepting import QueueBounds
 from hybrid_memory.sqlite.slots import take_slot
 from tests.support.clocks import HandClock
 

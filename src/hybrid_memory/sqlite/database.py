@@ -49,6 +49,7 @@ class OwnedConnection(aiosqlite.Connection):
 @dataclass(slots=True)
 class _Request(Generic[T]):
     work: Callable[[sqlite3.Connection], T]
+    stages: bool
     after: Callable[[T], None] | None
     future: asyncio.Future[T]
 
@@ -57,7 +58,10 @@ class _Request(Generic[T]):
 class Hooks:
     """What the owner of in-memory state beside the file must do inside a transaction and after one failed."""
 
+    before_work: Callable[[sqlite3.Connection], None]
     before_commit: Callable[[sqlite3.Connection], None]
+    after_commit: Callable[[], None]
+    """On the event loop, before anybody is answered."""
     after_rollback: Callable[[], None]
 
 
@@ -122,12 +126,18 @@ class Database:
         return await self._writer.run(work)
 
     def write(
-        self, work: Callable[[sqlite3.Connection], T], *, after: Callable[[T], None] | None = None, ride: bool = False
+        self,
+        work: Callable[[sqlite3.Connection], T],
+        *,
+        after: Callable[[T], None] | None = None,
+        ride: bool = False,
+        stages: bool = False,
     ) -> asyncio.Future[T]:
         """Run `work` in the next transaction and return a future for its result, done when it is fsynced.
 
         `after` is called on the event loop once it is committed, also if the caller has gone. `ride` lets it wait a
-        moment for another change's commit. A `HybridMemoryError` raised before the work's first write refuses this
+        moment for another change's commit; `stages` says that it reads nothing that works of its group may have staged.
+        A `HybridMemoryError` raised before the work's first write refuses this
         work alone; any other error undoes the group, whose works are then tried one by one.
         """
         if self._closing:
@@ -135,7 +145,7 @@ class Database:
         if self._failure is not None:
             raise StorageFailed("the hot tier's writer has stopped") from self._failure
         future: asyncio.Future[T] = self._loop.create_future()
-        self._waiting.append(_Request(work, after, future))
+        self._waiting.append(_Request(work, stages, after, future))
         if not ride or len(self._waiting) >= MAX_GROUP:
             self._wake.set()
         elif self._ride_along is None:
@@ -184,16 +194,19 @@ class Database:
             self._ride_along = None
         while self._waiting:
             group = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_GROUP))]
-            outcomes = await self._writer.run(partial(self._commit, [request.work for request in group]))
+            try:
+                outcomes = await self._writer.run(partial(self._commit, group))
+            except BaseException:
+                self._waiting.extendleft(reversed(group))  # so that they are told with the others
+                raise
+            self._hooks.after_commit()
             for request, outcome in zip(group, outcomes, strict=True):
                 _deliver(request, outcome)
 
-    def _commit(
-        self, works: list[Callable[[sqlite3.Connection], object]], connection: sqlite3.Connection
-    ) -> list[object]:
+    def _commit(self, group: list[_Request[Any]], connection: sqlite3.Connection) -> list[object]:
         try:
             connection.execute("begin immediate")
-            outcomes = [self._attempt(work, connection) for work in works]
+            outcomes = [self._attempt(request, connection) for request in group]
             self._hooks.before_commit(connection)
             connection.execute("commit")
         except self._undoing as error:
@@ -201,16 +214,17 @@ class Database:
             if connection.in_transaction:
                 connection.execute("rollback")
             self._hooks.after_rollback()
-            if len(works) > 1:
-                return [self._commit([work], connection)[0] for work in works]
+            if len(group) > 1:
+                return [self._commit([request], connection)[0] for request in group]
             return [self._driver.translate(error) if isinstance(error, self._driver.errors) else error]
         return outcomes
 
-    @staticmethod
-    def _attempt(work: Callable[[sqlite3.Connection], object], connection: sqlite3.Connection) -> object:
+    def _attempt(self, request: _Request[Any], connection: sqlite3.Connection) -> object:
+        if not request.stages:
+            self._hooks.before_work(connection)
         changes = connection.total_changes
         try:
-            return work(connection)
+            return request.work(connection)
         except HybridMemoryError as refusal:
             if connection.total_changes != changes:
                 raise

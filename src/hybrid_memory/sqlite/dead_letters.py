@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import cast
 
 import orjson
 
 from hybrid_memory.ports import DeadLetter
+from hybrid_memory.sqlite.accepting import Acceptance
 from hybrid_memory.sqlite.database import Database
 from hybrid_memory.sqlite.ledger import Ledger
-from hybrid_memory.sqlite.outbox import SqliteOutbox
 from hybrid_memory.sqlite.rows import SqlRow, operation
 
 
 class SqliteDeadLetters:
     """`DeadLetters` in the hot-tier file."""
 
-    def __init__(self, database: Database, ledger: Ledger, outbox: SqliteOutbox) -> None:
+    def __init__(
+        self, database: Database, ledger: Ledger, acceptance: Acceptance, on_retried: Callable[[], None]
+    ) -> None:
         self._database = database
         self._ledger = ledger
-        self._outbox = outbox
+        self._acceptance = acceptance
+        self._on_retried = on_retried
 
     async def list(self) -> list[DeadLetter]:
         """All of them, oldest first."""
@@ -30,14 +33,14 @@ class SqliteDeadLetters:
 
     async def retry(self, op_ids: Sequence[str] | None) -> int:
         """Queue them again under new numbers (None: all). Returns how many."""
-        return await self._database.write(partial(self._retry, op_ids))
+        return await self._database.write(partial(self._retry, op_ids), after=lambda _: self._on_retried())
 
     def _retry(self, op_ids: Sequence[str] | None, connection: sqlite3.Connection) -> int:
         chosen = _chosen(op_ids, connection)
         for letter in chosen:
             # The mark in Postgres has passed the old number, so the operation gets a new one and keeps its id.
             again = letter.operation._replace(seq=self._ledger.next_seq(connection))
-            self._outbox.enqueue(connection, again)
+            self._acceptance.enqueue(again)
         _remove(connection, chosen)
         self._ledger.queue.dead_letters -= len(chosen)
         return len(chosen)

@@ -5,21 +5,23 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Self, cast
 
+from hybrid_memory.changes import Operation
 from hybrid_memory.clock import Clock, IdSource
 from hybrid_memory.errors import StorageCorrupt
 from hybrid_memory.migrations import Migration, Recorded, load, plan
 from hybrid_memory.ports import Opening
+from hybrid_memory.sqlite.accepting import Acceptance, QueueBounds, Stored
 from hybrid_memory.sqlite.database import Database, Hooks
 from hybrid_memory.sqlite.dead_letters import SqliteDeadLetters
 from hybrid_memory.sqlite.driver import Driver, choose_driver, create_private
 from hybrid_memory.sqlite.hot_tier import SqliteHotTier
 from hybrid_memory.sqlite.ledger import Ledger
-from hybrid_memory.sqlite.outbox import QueueBounds, SqliteOutbox, Stored
+from hybrid_memory.sqlite.outbox import SqliteOutbox
 from hybrid_memory.sqlite.replica import Shown, SqliteReplica
 from hybrid_memory.sqlite.scratch import SqliteScratch
 from hybrid_memory.sqlite.search_index import SearchIndexes
@@ -51,16 +53,19 @@ class HotFile:
         self.slot = slot
         # Called on the event loop after each commit that queued something.
         self.on_accepted: Callable[[], None] = _nobody_waits
+        # Called with the operations that an erasure took out of the queue.
+        self.on_rejected: Callable[[Sequence[Operation]], None] = _nobody_asks
         self._indexing: set[asyncio.Future[None]] = set()
         self.database = database
         self.opening = identity.opening
         self.was_clean = identity.was_clean
         self._indexes = SearchIndexes(database.driver, database.path, budget_bytes=index_bytes)
-        self.outbox = SqliteOutbox(database, ledger, bounds, self._stored)
+        acceptance = Acceptance(ledger, bounds)
+        self.outbox = SqliteOutbox(database, ledger, acceptance, self._stored)
         self.hot = SqliteHotTier(database, self._indexes, clock, self.outbox.settling_revs, self.outbox.queued_of)
-        self.replica = SqliteReplica(database, ledger, self.outbox, self._shown)
-        self.scratch = SqliteScratch(database, self.outbox, clock, self._stored)
-        self.dead_letters = SqliteDeadLetters(database, ledger, self.outbox)
+        self.replica = SqliteReplica(database, ledger, acceptance, self._shown)
+        self.scratch = SqliteScratch(database, acceptance, clock, self.outbox.stored)
+        self.dead_letters = SqliteDeadLetters(database, ledger, acceptance, self._retried)
 
     @classmethod
     async def open(cls, slot: Slot, *, clock: Clock, ids: IdSource, bounds: QueueBounds, index_bytes: int) -> Self:
@@ -70,7 +75,12 @@ class HotFile:
         if is_new:
             create_private(slot.path)
         ledger = Ledger(clock, ids)
-        hooks = Hooks(before_commit=ledger.before_commit, after_rollback=ledger.forget)
+        hooks = Hooks(
+            before_work=ledger.staging.flush,
+            before_commit=ledger.before_commit,
+            after_commit=ledger.publish,
+            after_rollback=ledger.forget,
+        )
         database = Database(slot.path, driver, hooks)
         try:
             await database.open()
@@ -88,7 +98,14 @@ class HotFile:
         if stored.row_id is not None:
             self._indexes.mark_changed(stored.user_no, [stored.row_id])
 
+    def _retried(self) -> None:
+        self.on_accepted()
+
     def _shown(self, shown: Shown) -> None:
+        if shown.user_no is None:
+            self.outbox.forget_newest()
+        if shown.rejected:
+            self.on_rejected(shown.rejected)
         self.hot.moved(shown.user_id, shown.user_no)
         if shown.loaded and shown.user_no is not None:
             # Nobody has to wait for it; a search that comes sooner builds it itself.
@@ -126,7 +143,7 @@ class HotFile:
 
 def _prepare(connection: sqlite3.Connection, driver: Driver, ids: IdSource, *, is_new: bool) -> _Identity:
     try:
-        _check_ours(connection, is_new=is_new)
+        _check_ours(connection)
         _migrate(connection)
         clean = is_new or _meta(connection).get("clean") == "1"
         if not clean:
@@ -136,13 +153,13 @@ def _prepare(connection: sqlite3.Connection, driver: Driver, ids: IdSource, *, i
         raise driver.translate(error) from None
 
 
-def _check_ours(connection: sqlite3.Connection, *, is_new: bool) -> None:
+def _check_ours(connection: sqlite3.Connection) -> None:
     (application_id,) = connection.execute("pragma application_id").fetchone()
     (tables,) = connection.execute("select count(*) from sqlite_master").fetchone()
     if application_id == APPLICATION_ID and tables > 0:
         return
-    if (is_new or application_id == 0) and tables == 0:
-        # A file of length 0 that was there before: its maker died before the first commit, nothing was ever in it.
+    if application_id in {0, APPLICATION_ID} and tables == 0:
+        # Its maker died before the first table: nothing was ever in it.
         connection.execute(f"pragma application_id = {APPLICATION_ID}")
         return
     raise StorageCorrupt("the file is not a hot tier of hybrid_memory", fix="use another data directory")
@@ -200,6 +217,10 @@ def _identify(connection: sqlite3.Connection, ids: IdSource, *, was_clean: bool)
 
 def _nobody_waits() -> None:
     """Before a relay is there to be woken."""
+
+
+def _nobody_asks(_rejected: Sequence[Operation]) -> None:
+    """Before anybody could wait for an operation."""
 
 
 def _mark_clean(connection: sqlite3.Connection) -> None:

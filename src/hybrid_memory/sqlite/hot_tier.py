@@ -258,6 +258,8 @@ class SqliteHotTier:
         user_no = self._place_of(user_id)
         if user_no is None:
             return Digest(value=0, nodes=0, relationships=0)
+        # What Postgres has decided must be written down here first; it may still be waiting to ride on a commit.
+        await self._database.write(_nothing)
         return await self._database.read(partial(self._digest, user_no))
 
     def _digest(self, user_no: int, connection: sqlite3.Connection) -> Digest:
@@ -275,6 +277,10 @@ class SqliteHotTier:
             )
         )
         return Digest(value=nodes ^ edges, nodes=node_count, relationships=edge_count)
+
+
+def _nothing(_connection: sqlite3.Connection) -> None:
+    """A commit to ride on."""
 
 
 def _fingerprint(rows: sqlite3.Cursor) -> tuple[int, int]:

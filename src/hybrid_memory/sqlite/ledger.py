@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 from hybrid_memory.clock import Clock, IdSource, StampClock
 from hybrid_memory.sqlite.rows import ROW_BLOCK_BITS
+from hybrid_memory.sqlite.staging import Staging
 
 
 @dataclass(slots=True)
 class Queue:
-    """Counts of the queue. Read from other threads for information, so each is one plain number."""
+    """Counts of the queue."""
 
     entries: int = 0
     payload_bytes: int = 0
@@ -39,7 +40,10 @@ class Ledger:
         self._ids = ids
         self._numbers: _Numbers | None = None
         self._stamps = StampClock(clock)
+        # As of the running transaction, for the writer's thread alone; and as of the last commit, for the event loop.
         self.queue = Queue()
+        self.committed = Queue()
+        self.staging = Staging()
 
     def now_us(self) -> int:
         """Wall-clock microseconds."""
@@ -115,19 +119,32 @@ class Ledger:
         return first
 
     def before_commit(self, connection: sqlite3.Connection) -> None:
-        """Write down what must not be lost with the memory."""
+        """Write what is staged, and what must not be lost with the memory."""
+        self.staging.flush(connection)
         numbers = self._numbers
         if numbers is not None and numbers.last_seq != numbers.saved_seq:
             connection.execute("update meta set value = ? where key = 'last_seq'", (str(numbers.last_seq),))
             numbers.saved_seq = numbers.last_seq
 
+    def publish(self) -> None:
+        """Show the counts to the event loop; the writer rests."""
+        if self._numbers is not None:
+            self.committed = replace(self.queue)
+
     def read(self, connection: sqlite3.Connection) -> None:
         """Read the state from the file, so that counts are right before the first change."""
         self._read(connection)
 
+    def count_bytes(self, connection: sqlite3.Connection) -> None:
+        """Count the queue's bytes anew."""
+        (self.queue.payload_bytes,) = connection.execute(
+            "select coalesce(sum(length(payload)), 0) from outbox"
+        ).fetchone()
+
     def forget(self) -> None:
         """Drop everything: the next transaction reads it from the file."""
         self._numbers = None
+        self.staging.forget()
 
     def _read(self, connection: sqlite3.Connection) -> _Numbers:
         if self._numbers is None:

@@ -14,9 +14,9 @@ from hybrid_memory.graph import Verdict
 from hybrid_memory.merging import decide_node, decide_relationship
 from hybrid_memory.payloads import carried_node, carried_relationship
 from hybrid_memory.ports import FlatRow, Head
+from hybrid_memory.sqlite.accepting import Acceptance
 from hybrid_memory.sqlite.database import Database
 from hybrid_memory.sqlite.ledger import Ledger
-from hybrid_memory.sqlite.outbox import SqliteOutbox
 from hybrid_memory.sqlite.rows import (
     ROW_BLOCK_BITS,
     SqlRow,
@@ -28,6 +28,7 @@ from hybrid_memory.sqlite.rows import (
     put_relationship,
     relationship_row,
 )
+from hybrid_memory.sqlite.verdicts import keep_rejections
 
 # Rows removed in one transaction when a generation is swept: short enough that no write waits noticeably.
 SWEEP_STEP = 2_000
@@ -37,37 +38,47 @@ SWEEP_STEP = 2_000
 class Shown:
     """What became visible: the user's generation (None: gone) and the node rows that changed in it.
 
-    `loaded` says that all of it is new.
+    `loaded` says that all of it is new; `rejected` are operations that an erasure took out of the queue.
     """
 
     user_id: str
     user_no: int | None
     row_ids: tuple[int, ...]
     loaded: bool = False
+    rejected: tuple[Operation, ...] = ()
 
 
 class SqliteReplica:
     """`Replica` in the hot-tier file."""
 
     def __init__(
-        self, database: Database, ledger: Ledger, outbox: SqliteOutbox, on_shown: Callable[[Shown], None]
+        self, database: Database, ledger: Ledger, acceptance: Acceptance, on_shown: Callable[[Shown], None]
     ) -> None:
         self._database = database
         self._ledger = ledger
-        self._outbox = outbox
+        self._acceptance = acceptance
         self._on_shown = on_shown
-        self._loading: set[int] = set()
+        # Generations that are being loaded, and for whom; what is in sight of nobody and not here is swept.
+        self._loading: dict[int, str] = {}
 
-    async def begin_load(self) -> int:
-        """Start an invisible generation and return its number."""
-        generation = await self._database.write(self._begin)
-        self._loading.add(generation)
-        return generation
+    async def begin_load(self, user_id: str) -> int | None:
+        """Start an invisible generation of a user in place of one begun before; None while an erasure is queued."""
+        return await self._database.write(partial(self._begin, user_id))
 
-    def _begin(self, connection: sqlite3.Connection) -> int:
+    def _begin(self, user_id: str, connection: sqlite3.Connection) -> int | None:
+        if any(queued.kind is Kind.ERASE for queued in self._queued(connection, user_id, user_id)):
+            # What Postgres still holds was erased here already.
+            return None
+        self._stop_loading(user_id)
         generation = self._ledger.new_user_no(connection)
         connection.execute("insert into generations (user_no) values (?)", (generation,))
+        self._loading[generation] = user_id
         return generation
+
+    def _stop_loading(self, user_id: str) -> None:
+        for generation, whose in list(self._loading.items()):
+            if whose == user_id:
+                del self._loading[generation]
 
     def add_nodes(self, generation: int, rows: Sequence[FlatRow]) -> asyncio.Future[None]:
         """Add nodes to an invisible generation."""
@@ -99,10 +110,13 @@ class SqliteReplica:
     async def show_load(self, generation: int, head: Head, *, complete: bool) -> None:
         """Make the generation visible with its cursor in one step, our queued changes laid over it."""
         await self._database.write(partial(self._show, generation, head, complete=complete), after=self._on_shown)
-        self._loading.discard(generation)
+        self._loading.pop(generation, None)
 
     def _show(self, generation: int, head: Head, connection: sqlite3.Connection, *, complete: bool) -> Shown:
         former = self._ledger.known_user_no(connection, head.user_id)
+        if generation not in self._loading:
+            # The user was erased while it was loaded.
+            return Shown(user_id=head.user_id, user_no=former, row_ids=())
         if former is not None:
             self._carry_over(connection, former, generation, head)
             connection.execute("insert into generations (user_no) values (?)", (former,))
@@ -211,7 +225,15 @@ class SqliteReplica:
     def _absorb(
         self, head: Head, nodes: Sequence[FlatRow], relationships: Sequence[FlatRow], connection: sqlite3.Connection
     ) -> Shown:
-        user_no = self._ledger.user_no(connection, head.user_id)
+        user_no = self._ledger.known_user_no(connection, head.user_id)
+        followed = connection.execute(
+            "select 1 from users where user_id = ? and complete = 1 and erased_rev = ?"
+            " and (epoch is null or epoch = ?)",
+            (head.user_id, head.erased_rev, head.epoch),
+        ).fetchone()
+        if user_no is None or followed is None:
+            # Erased or rewritten since it was asked for: the next look at the heads sees that.
+            return Shown(user_id=head.user_id, user_no=user_no, row_ids=())
         changed: list[int] = []
         for flat in nodes:
             row_id = self._absorb_node(connection, head.user_id, user_no, node_row(tuple(flat)))
@@ -279,6 +301,7 @@ class SqliteReplica:
         user_no = ledger.known_user_no(connection, user_id)
         removed: dict[str, int] = {}
         queued = self._queued(connection, user_id)
+        keep_rejections(connection, queued, ledger.now_us())
         queue.entries -= len(queued)
         queue.payload_bytes -= sum(len(entry.payload) for entry in queued)
         for table, statement in (
@@ -290,15 +313,20 @@ class SqliteReplica:
         queue.dead_letters -= removed["dead_letters"]
         if user_no is not None:
             removed |= _remove_rows(connection, user_no)
+        self._stop_loading(user_id)
+        # Among what nobody sees may be former copies of this user: they go at once, not at the next sweep.
+        for (hidden,) in connection.execute("select user_no from generations").fetchall():
+            if hidden not in self._loading:
+                _remove_rows(connection, hidden)
+                connection.execute("delete from generations where user_no = ?", (hidden,))
         ledger.show(connection, user_id, None)
         if erased_rev is None:
             self._queue_erasure(connection, user_id)
-        return removed, Shown(user_id=user_id, user_no=None, row_ids=())
+        return removed, Shown(user_id=user_id, user_no=None, row_ids=(), rejected=tuple(queued))
 
     def _queue_erasure(self, connection: sqlite3.Connection, user_id: str) -> None:
         ledger = self._ledger
-        self._outbox.enqueue(
-            connection,
+        self._acceptance.enqueue(
             Operation(
                 seq=ledger.next_seq(connection),
                 op_id=ledger.new_id(),

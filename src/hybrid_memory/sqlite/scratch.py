@@ -13,8 +13,8 @@ from hybrid_memory.clock import MICROSECOND, Clock
 from hybrid_memory.errors import NotFound
 from hybrid_memory.graph import Checkpoint, NodeId, TransientNode
 from hybrid_memory.ports import Accepted
+from hybrid_memory.sqlite.accepting import Acceptance, Stored
 from hybrid_memory.sqlite.database import Database
-from hybrid_memory.sqlite.outbox import SqliteOutbox, Stored
 from hybrid_memory.sqlite.rows import SqlRow
 
 
@@ -22,10 +22,10 @@ class SqliteScratch:
     """`Scratch` in the hot-tier file."""
 
     def __init__(
-        self, database: Database, outbox: SqliteOutbox, clock: Clock, on_stored: Callable[[Stored], None]
+        self, database: Database, acceptance: Acceptance, clock: Clock, on_stored: Callable[[Stored], None]
     ) -> None:
         self._database = database
-        self._outbox = outbox
+        self._acceptance = acceptance
         self._clock = clock
         self._on_stored = on_stored
 
@@ -73,7 +73,7 @@ class SqliteScratch:
         ).fetchone()
         if present is None:
             raise NotFound("node_id names no transient memory of this thread")
-        stored = self._outbox.store_node(user_id, change, connection)
+        stored = self._acceptance.store_node(user_id, change, connection)
         connection.execute("delete from transient where thread_id = ? and node_id = ?", (thread_id, node_id))
         self._touch(connection, thread_id)
         return stored

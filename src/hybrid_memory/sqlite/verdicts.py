@@ -1,0 +1,43 @@
+"""What became of recent operations, kept for a while for whoever holds their receipts."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import cast
+
+import orjson
+
+from hybrid_memory.changes import Operation
+from hybrid_memory.graph import Verdict
+
+
+def keep_verdicts(
+    connection: sqlite3.Connection, seqs: list[int], decided: list[tuple[int, int | None, Verdict]], now_us: int
+) -> None:
+    """Write down what was decided on a batch, in one row; `seqs` are its numbers in order."""
+    connection.execute(
+        "insert or replace into receipts (first_seq, last_seq, decided_at, decided) values (?, ?, ?, ?)",
+        (seqs[0], seqs[-1], now_us, orjson.dumps(decided).decode()),
+    )
+
+
+def keep_rejections(connection: sqlite3.Connection, rejected: Sequence[Operation], now_us: int) -> None:
+    """Write down that an erasure took operations out of the queue.
+
+    Each has a row of its own, so that one which was on its way after all can be told otherwise.
+    """
+    for one in rejected:
+        keep_verdicts(connection, [one.seq], [(one.seq, None, Verdict.REJECTED)], now_us)
+
+
+def kept_verdict(connection: sqlite3.Connection, seq: int) -> tuple[Verdict, int | None] | None:
+    """What became of an operation, None where nothing is written down (any more)."""
+    rows = connection.execute(
+        "select decided from receipts where first_seq <= ?1 and last_seq >= ?1", (seq,)
+    ).fetchall()
+    for (decided,) in cast("list[tuple[str]]", rows):
+        for number, rev, verdict in cast("list[tuple[int, int | None, str]]", orjson.loads(decided)):
+            if number == seq:
+                return Verdict(verdict), rev
+    return None
