@@ -206,10 +206,14 @@ def _gather(value: JsonValue, found: list[str]) -> None:
 def node_row(change: NodeChange, existing: NodeRow | None, *, now_us: int, stamp: int) -> NodeRow:
     """The row a change makes of what is there locally. A tombstone counts as absent, and so does what has expired."""
     rev = existing.rev if existing else 0
-    if existing is None or existing.deleted_at is not None or (existing.expires_at or now_us + 1) <= now_us:
+    if existing is None or existing.deleted_at is not None or _has_expired(existing, now_us):
         return _new_row(change, now_us=now_us, stamp=stamp, rev=rev)
     row = _changed_row(change, existing, now_us=now_us, stamp=stamp)
     return row._replace(row_hash=node_hash(row))
+
+
+def _has_expired(row: NodeRow, now_us: int) -> bool:
+    return row.expires_at is not None and row.expires_at <= now_us
 
 
 def _new_row(change: NodeChange, *, now_us: int, stamp: int, rev: int) -> NodeRow:
@@ -221,26 +225,10 @@ def _new_row(change: NodeChange, *, now_us: int, stamp: int, rev: int) -> NodeRo
         # Merged into nothing: what a patch removes is not stored as null.
         content = merge_text("{}", content)
         text = searchable_text(cast("JsonValue", orjson.loads(content)))
-    # By position and in one go, for this is made for every write; what is hashed are `node_hash`'s members.
-    row_hash = _hash(
-        (
-            change.namespace,
-            change.key,
-            change.context_type,
-            content,
-            text,
-            change.summary,
-            tags,
-            importance,
-            change.entity_system,
-            change.entity_id,
-            change.entity_type,
-            change.session_id,
-            change.source_agent,
-            created_at,
-            change.expires_at,
-        )
-    )
+    labels = change[10:15]  # entity_system to source_agent, as in NodeRow
+    visible = (change.summary, tags, importance, *labels, created_at, change.expires_at)
+    row_hash = _hash((change.namespace, change.key, change.context_type, content, text, *visible))
+    # By position and in one go, for this is made for every write.
     return NodeRow(
         change.node_id,
         change.namespace,

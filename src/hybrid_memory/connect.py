@@ -177,8 +177,9 @@ async def prepare_embedded(server: embedded.EmbeddedPostgres) -> str:
     """Make the database and the schema if needed; returns the application's DSN."""
     await create_database(PostgresSettings(dsn=server.admin_dsn()))
     migrator = Migrator(PostgresSettings(dsn=server.admin_dsn(EMBEDDED_DATABASE)))
-    if await migrator.migrate():
-        await migrator.grant_login(EMBEDDED_LOGIN)
+    await migrator.migrate()
+    # Always, for whoever migrated may have died before.
+    await migrator.grant_login(EMBEDDED_LOGIN)
     return server.admin_dsn(EMBEDDED_DATABASE).replace("//postgres@", f"//{EMBEDDED_LOGIN}@", 1)
 
 

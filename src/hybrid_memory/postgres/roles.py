@@ -149,7 +149,7 @@ def _check_role(facts: asyncpg.Record) -> None:
         if facts[fact]:
             raise RoleRefused(
                 f"the application's role {what}: tenants would not be kept apart",
-                fix="hybrid-memory migrate --grant ROLE, and connect as that role",
+                fix="hybrid-memory migrate --app-role ROLE, and connect as that role",
             )
 
 

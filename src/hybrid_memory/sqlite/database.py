@@ -89,8 +89,11 @@ class Database:
 
     async def open(self) -> None:
         """Open the writer and then the readers."""
-        await self._writer
-        await self._writer.run(configure_writer)
+        try:
+            await self._writer
+            await self._writer.run(configure_writer)
+        except self._driver.errors as error:
+            raise self._driver.translate(error) from None
 
     async def open_readers(self) -> None:
         """Open the readers and start the writer task; the schema is in place by now."""
