@@ -95,7 +95,7 @@ async def connect(
         taken.release()
         raise
     try:
-        durable = await _durable(dsn, directory, postgres, environment, settings, clock)
+        durable = await _durable(dsn, directory, postgres, environment, settings, clock, file.opening.client_id)
     except BaseException:
         await file.close()
         raise
@@ -123,18 +123,26 @@ async def _durable(
     environment: Environment,
     settings: Settings,
     clock: Clock,
+    client_id: str,
 ) -> Durable:
     if postgres == "off":
         return _absent("switched off")
     if postgres == "embedded":
-        return await start_embedded(data_dir, settings, clock)
+        return await start_embedded(data_dir, settings, clock, client_id)
     named = dsn or environment.dsn
     if named is not None:
         return _over(
-            PostgresMode.EXTERNAL, "a DSN was given", named, settings, clock, _nothing_to_keep, _nothing_to_keep
+            PostgresMode.EXTERNAL,
+            "a DSN was given",
+            named,
+            settings,
+            clock,
+            client_id,
+            _nothing_to_keep,
+            _nothing_to_keep,
         )
     if embedded.available():
-        return await start_embedded(data_dir, settings, clock)
+        return await start_embedded(data_dir, settings, clock, client_id)
     return _absent("no DSN was given and the extra `embedded` is not installed")
 
 
@@ -150,7 +158,7 @@ def _absent(reason: str) -> Durable:
     )
 
 
-async def start_embedded(data_dir: Path, settings: Settings, clock: Clock) -> Durable:
+async def start_embedded(data_dir: Path, settings: Settings, clock: Clock, client_id: str) -> Durable:
     """Start (or join) the data directory's own Postgres, bring its schema up to date, and connect as a plain login."""
     if not embedded.available():
         raise Misconfigured(
@@ -168,6 +176,7 @@ async def start_embedded(data_dir: Path, settings: Settings, clock: Clock) -> Du
         dsn,
         settings,
         clock,
+        client_id,
         server.ensure_running,
         server.stop,
     )
@@ -189,6 +198,7 @@ def _over(
     dsn: str,
     settings: Settings,
     clock: Clock,
+    client_id: str,
     keep_up: Callable[[], Awaitable[None]],
     stop: Callable[[], Awaitable[None]],
 ) -> Durable:
@@ -199,7 +209,7 @@ def _over(
         # The relay, the feed and the listener have a connection each; loads share the rest.
         loads_at_once=max(1, min(settings.pool_size - 3, 8)),
     )
-    tier, feed = PostgresDurableTier(server), PostgresChangeFeed(server, clock)
+    tier, feed = PostgresDurableTier(server), PostgresChangeFeed(server, clock, client_id=client_id)
 
     async def close() -> None:
         await tier.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from hybrid_memory.errors import HybridMemoryError
@@ -118,7 +119,9 @@ class Hinter:
         self._pending = False
         await self._feed.hint()
         self._failures = 0
-        return HINT_INTERVAL_SECONDS
+        # Slept here and not between rounds, where the next commit's wake-up would end it.
+        await asyncio.sleep(HINT_INTERVAL_SECONDS)
+        return 0.0 if self._pending else None
 
     def failed(self, error: HybridMemoryError) -> float:  # noqa: ARG002 - every error means: not now
         """Seconds to leave Postgres alone; the polls of the others find what was not hinted at."""

@@ -54,7 +54,7 @@ class HybridMemoryManager:
         self._progressed = asyncio.Event()
         self._liveness = Liveness(asyncio.get_running_loop())
         self._check_open = self._liveness.check
-        self._closing = asyncio.Lock()
+        self._ending: asyncio.Task[None] | None = None
         self._staff = Staff(
             tiers=tiers,
             settings=settings,
@@ -162,18 +162,21 @@ class HybridMemoryManager:
 
     async def close(self) -> None:
         """Let the queue run out for a moment, stop, and close. What is left is carried by the next opening."""
-        async with self._closing:
-            if not self._liveness.open:
-                return
-            try:
-                if not self._is_away():
-                    await self.drain(self._settings.drain_on_close)
-            finally:
-                # Cancelled while draining, it still lets go of the file: the queue is safe in it.
-                self._liveness.open = False
-                await self._control.stop()
-                await self._staff.stop()
-                await self._tiers.close()
+        if self._ending is None:
+            self._check_open()
+            self._ending = asyncio.get_running_loop().create_task(self._end(), name="hybrid-memory-close")
+        # Who is cancelled here leaves, and the end goes on: half closed, the file would stay locked.
+        await asyncio.shield(self._ending)
+
+    async def _end(self) -> None:
+        try:
+            if not self._is_away():
+                await self.drain(self._settings.drain_on_close)
+        finally:
+            self._liveness.open = False
+            await self._control.stop()
+            await self._staff.stop()
+            await self._tiers.close()
 
     async def ensure_user_memories(
         self, user_id: str, *, progress: Callable[[Progress], None] | None = None
@@ -333,6 +336,8 @@ class HybridMemoryManager:
 
     async def drain(self, within: timedelta) -> int:
         """Wait until the queue is carried, at most so long; returns how many operations are left."""
+        if type(within) is not timedelta:
+            raise InvalidInput("within", "must be a timedelta")
         deadline = self._clock.monotonic() + within.total_seconds()
         self._staff.relay_service.wake()
         while (left := self.queue().entries) and (seconds := deadline - self._clock.monotonic()) > 0:

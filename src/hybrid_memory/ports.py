@@ -50,13 +50,17 @@ class Opening:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """A user's head in the durable tier. `timeline` tells servers apart that went different ways after a failover."""
+    """A user's head in the durable tier. `timeline` tells servers apart that went different ways after a failover.
+
+    `done_seq` is the last number of our own queue that it contains; only a snapshot's head knows it.
+    """
 
     user_id: str
     epoch: str
     rev: int
     erased_rev: int
     timeline: int
+    done_seq: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -78,6 +78,9 @@ def read_environment(environ: Mapping[str, str] | None = None) -> Environment:
     pool_size = env.get("POSTGRES_POOL_SIZE") or None
     if pool_size is not None and not _is_number(pool_size, MAX_POOL_SIZE):
         raise InvalidInput("POSTGRES_POOL_SIZE", f"must be a whole number from 1 to {MAX_POOL_SIZE}")
+    for name in ("HYBRID_MEMORY_DSN", "HYBRID_MEMORY_ADMIN_DSN"):
+        if env.get(name):
+            _check_dsn(name, env[name])
     dsn = env.get("HYBRID_MEMORY_DSN") or _dsn_of_parts(env)
     return Environment(
         dsn=dsn,
@@ -101,14 +104,30 @@ def settings_of(environment: Environment, given: Settings | None) -> Settings:
 
 def check_opening(*, dsn: object, data_dir: object, postgres: object, choices: Sequence[str], settings: object) -> None:
     """Raise `InvalidInput` for what cannot be opened: nothing unknown or empty stands for a default."""
-    if dsn is not None and (type(dsn) is not str or not dsn or "\0" in dsn):
-        raise InvalidInput("dsn", "must be a DSN as str, or None")
+    if dsn is not None:
+        _check_dsn("dsn", dsn)
     if data_dir is not None and (not isinstance(data_dir, Path) or "\0" in str(data_dir)):
         raise InvalidInput("data_dir", "must be a Path, or None")
     if type(postgres) is not str or postgres not in choices:
         raise InvalidInput("postgres", f"must be one of {', '.join(choices)}")
     if settings is not None and not isinstance(settings, Settings):
         raise InvalidInput("settings", "must be Settings, or None")
+
+
+def _check_dsn(field: str, dsn: object) -> None:
+    """Raise `InvalidInput` for what no driver could read; what it makes of the rest shows in health."""
+    if type(dsn) is not str or not dsn or "\0" in dsn:
+        raise InvalidInput(field, "must be a DSN")
+    try:
+        parts = urlsplit(dsn)
+        hosts = unquote(parts.netloc.rpartition("@")[2]).split(",")
+        ports = [port for host in hosts for port in host.rpartition("]")[2].split(":")[1:]]
+        ports += [port for text in parse_qs(parts.query).get("port", []) for port in text.split(",")]
+    except ValueError:
+        # Not chained: the parser's message repeats what it could not read.
+        raise InvalidInput(field, "is not a well-formed DSN") from None
+    if not all(_is_number(port, MAX_PORT) for port in ports if port):
+        raise InvalidInput(field, "must have numbers as ports")
 
 
 def _dsn_of_parts(env: Mapping[str, str]) -> str | None:

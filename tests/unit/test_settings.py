@@ -190,6 +190,11 @@ def test_nothing_need_be_waited_for_at_the_end() -> None:
         ("dsn", 5),
         ("dsn", b"postgresql://h"),
         ("dsn", f"postgresql://u:{SECRET}@h/\0"),
+        ("dsn", "postgresql://u:s3cret@h:1:2:x/d"),
+        ("dsn", "postgresql://u:s3cret@h:65536/d"),
+        ("dsn", "postgresql://u:s3cret@a:1,b:x/d"),
+        ("dsn", "postgresql://u:s3cret@[::1/d"),
+        ("dsn", "postgresql://u:s3cret@h/d?port=x"),
         ("data_dir", "data"),
         ("data_dir", ""),
         ("data_dir", Path("a\0b")),
@@ -207,4 +212,30 @@ def test_a_manager_is_not_opened_with_anything_unknown(field: str, value: object
     with pytest.raises(InvalidInput) as caught:
         check_opening(**(asked | {field: value}), choices=CHOICES)
     assert caught.value.field == field
-    assert SECRET not in repr(caught.value)
+    assert "s3cret" not in repr(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+@pytest.mark.parametrize("name", ["HYBRID_MEMORY_DSN", "HYBRID_MEMORY_ADMIN_DSN"])
+def test_a_dsn_of_the_environment_that_cannot_be_read_is_refused_by_its_variables_name(name: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        _read(**{name: "postgresql://u:s3cret@h:port/d"})
+    assert caught.value.field == name
+    assert "s3cret" not in repr(caught.value)
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://h/d",
+        "postgresql:///d",
+        "postgresql://u:p%40@[::1]:5432/d",
+        "postgresql://u@a:5432,b:5433,[::1]:5434,c/d",
+        "postgresql://u@/d?host=/run/x&port=5433",
+        "postgresql://u@%2Frun%2Fx:5433/d",
+        "postgres://u:p@h/d?sslmode=require&application_name=x",
+    ],
+)
+def test_a_dsn_that_a_driver_can_read_is_taken(dsn: str) -> None:
+    check_opening(dsn=dsn, data_dir=None, postgres="auto", choices=CHOICES, settings=None)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from hybrid_memory.changes import Kind, Operation
 from hybrid_memory.graph import Verdict
 from hybrid_memory.ports import Applied, AppliedUser, BatchApplied, Opening
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RowChange:
+class RowChange(NamedTuple):
     """A row to be written: `payload` as `payloads` wrote it, and how it changes its user's count of live rows."""
 
     kind: Kind
@@ -62,16 +62,7 @@ def as_sent(users: Mapping[str, Sequence[Operation]], erased: Mapping[str, int])
             first_seq=operations[0].seq,
             last_seq=operations[-1].seq,
             erased_rev=erased.get(user_id, 0),
-            rows=tuple(
-                RowChange(
-                    kind=operation.kind,
-                    seq=operation.seq,
-                    base=operation.base,
-                    delta=operation.delta,
-                    payload=operation.payload,
-                )
-                for operation in operations
-            ),
+            rows=tuple(RowChange(one.kind, one.seq, one.base, one.delta, one.payload) for one in operations),
         )
         for user_id, operations in users.items()
     ]
@@ -118,8 +109,7 @@ def outcome(
         operations = users[user.user_id]
         before = rev - len(operations)
         applied.extend(
-            Applied(operation=operation, verdict=Verdict.APPLIED, rev=before + place)
-            for place, operation in enumerate(operations, start=1)
+            Applied(operation, Verdict.APPLIED, before + place) for place, operation in enumerate(operations, start=1)
         )
         heads.append(
             AppliedUser(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Final, LiteralString
 
@@ -24,13 +25,17 @@ _PULSE: Final = timedelta(seconds=5)
 _LONGEST_PAUSE: Final = timedelta(seconds=60)
 _NO_LIMIT: Final = timedelta()
 
+NO_CLIENT: Final = "00000000-0000-0000-0000-000000000000"
+"""Of whoever only reads: no mark is ever set for it."""
+
 
 class PostgresChangeFeed:
     """`ChangeFeed` on a connection for polling, one for hints, and as many for loads as the settings allow."""
 
-    def __init__(self, settings: PostgresSettings, clock: Clock) -> None:
+    def __init__(self, settings: PostgresSettings, clock: Clock, *, client_id: str = NO_CLIENT) -> None:
         self._settings = settings
         self._clock = clock
+        self._client_id = client_id
         deadline = settings.feed_deadline
         self._polling = Link(settings, Purpose(name="feed", deadline=deadline, statement_timeout=deadline))
         self._hints = Link(settings, Purpose(name="hints", deadline=deadline, statement_timeout=deadline, direct=True))
@@ -69,10 +74,11 @@ class PostgresChangeFeed:
     async def _snapshot(self, user_id: str, after_rev: int | None) -> AsyncGenerator[Snapshot, None]:
         async with self._loader() as link, link.held() as connection:
             record = await link.step(self._begin(connection, user_id))
+            done_seq = await link.step(self._done_seq(connection, user_id))
             snapshot = PostgresSnapshot(
                 connection,
                 self._settings,
-                _head(record),
+                replace(_head(record), done_seq=done_seq),
                 expected=record["live"] if after_rev is None else max(0, record["rev"] - after_rev),
                 after_rev=after_rev,
                 now_us=self._clock.now_us(),
@@ -104,6 +110,13 @@ class PostgresChangeFeed:
             await connection.execute("begin isolation level repeatable read read only")
             records = await connection.fetch(self._HEADS, [user_id])
         return records[0]
+
+    _MARK: Final[LiteralString] = "select last_seq from memory.applied where user_id = $1 and client_id = $2"
+
+    async def _done_seq(self, connection: Connection, user_id: str) -> int:
+        """Our own mark on the user as of the snapshot: what is at or below it is in the rows already."""
+        records = await connection.fetch(self._MARK, user_id, self._client_id)
+        return records[0]["last_seq"] if records else 0
 
     _DIGEST: Final[LiteralString] = """
         select value, nodes, relationships from memory.digest($1, memory.moment($2))

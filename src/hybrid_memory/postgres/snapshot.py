@@ -123,7 +123,7 @@ class PostgresSnapshot:
         cursor, chunk = await self._step(self._open(statement, *more))
         while len(chunk) == size:
             # Held by the snapshot, which ends it if the consumer goes away between two chunks.
-            self._ahead = asyncio.create_task(cursor.fetch(size))
+            self._ahead = asyncio.create_task(_fetch(cursor, size))
             yield flat_rows(chunk)
             chunk = await self._step(self._ahead)
             self._ahead = None
@@ -140,3 +140,8 @@ class PostgresSnapshot:
         with explained():
             async with asyncio.timeout(self._settings.chunk_deadline.total_seconds()):
                 return await awaitable
+
+
+async def _fetch(cursor: Cursor[asyncpg.Record], size: int) -> list[asyncpg.Record]:
+    # In a coroutine, because a cursor of a lost connection raises before there is anything to await.
+    return await cursor.fetch(size)

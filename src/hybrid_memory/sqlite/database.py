@@ -77,6 +77,7 @@ class Database:
         self._hooks = hooks
         self._undoing: tuple[type[Exception], ...] = (*driver.errors, *_UNDOING)
         self._waiting: deque[_Request[Any]] = deque()
+        self._riding: deque[_Request[Any]] = deque()
         self._wake = asyncio.Event()
         self._ride_along: asyncio.TimerHandle | None = None
         self._closing = False
@@ -139,21 +140,35 @@ class Database:
         """Run `work` in the next transaction and return a future for its result, done when it is fsynced.
 
         `after` is called on the event loop once it is committed, also if the caller has gone. `ride` lets it wait a
-        moment for another change's commit; `stages` says that it reads nothing that works of its group may have staged.
-        A `HybridMemoryError` raised before the work's first write refuses this
-        work alone; any other error undoes the group, whose works are then tried one by one.
+        moment, and be done together with others like it, unless a work comes that may read it; `stages` says that it
+        reads nothing that works of its group may have staged. A `HybridMemoryError` raised before the work's first
+        write refuses this work alone; any other error undoes the group, whose works are then tried one by one.
         """
         if self._closing:
             raise Closed("the hot tier is closed")
         if self._failure is not None:
             raise StorageFailed("the hot tier's writer has stopped") from self._failure
         future: asyncio.Future[T] = self._loop.create_future()
-        self._waiting.append(_Request(work, stages, after, future))
-        if not ride or len(self._waiting) >= MAX_GROUP:
-            self._wake.set()
-        elif self._ride_along is None:
-            self._ride_along = self._loop.call_later(RIDE_ALONG_SECONDS, self._wake.set)
+        request = _Request(work, stages, after, future)
+        if ride:
+            self._riding.append(request)
+            if self._ride_along is None:
+                self._ride_along = self._loop.call_later(RIDE_ALONG_SECONDS, self._take_along)
+            return future
+        if not stages and self._riding:
+            self._take_along()
+        self._waiting.append(request)
+        self._wake.set()
         return future
+
+    def _take_along(self) -> None:
+        """Put what rides before what comes now."""
+        if self._ride_along is not None:
+            self._ride_along.cancel()
+            self._ride_along = None
+        self._waiting.extend(self._riding)
+        self._riding.clear()
+        self._wake.set()
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` on the reader thread. It must fetch all it needs: no cursor outlives it."""
@@ -186,15 +201,13 @@ class Database:
 
     def _fail(self, error: BaseException) -> None:
         self._failure = error
+        self._take_along()
         while self._waiting:
             request = self._waiting.popleft()
             if not request.future.done():
                 request.future.set_exception(StorageFailed("the hot tier's writer has stopped"))
 
     async def _commit_waiting(self) -> None:
-        if self._ride_along is not None:
-            self._ride_along.cancel()
-            self._ride_along = None
         while self._waiting:
             group = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_GROUP))]
             try:
@@ -247,6 +260,7 @@ class Database:
         """Commit what is waiting and close, readers first: the last connection to close checkpoints."""
         if self._closing:
             return
+        self._take_along()
         self._closing = True
         self._wake.set()
         if self._task is not None:

@@ -120,7 +120,7 @@ class SqliteReplica:
         if former is not None:
             self._carry_over(connection, former, generation, head)
             connection.execute("insert into generations (user_no) values (?)", (former,))
-        for queued in self._queued(connection, head.user_id):
+        for queued in self._queued(connection, head.user_id, after_seq=head.done_seq):
             self._lay_over(connection, generation, queued)
         now_us = self._ledger.now_us()
         connection.execute(
@@ -147,7 +147,7 @@ class SqliteReplica:
         # Our own writes that Postgres took after the snapshot: without them a caller's acknowledged write would be
         # gone until the feed brings it again. Nothing of another epoch is carried.
         same = connection.execute(
-            "select 1 from users where user_id = ? and (epoch is null or epoch = ?) and erased_rev = ?",
+            "select 1 from users where user_id = ? and (epoch is null or epoch = ?) and erased_rev in (-1, ?)",
             (head.user_id, head.epoch, head.erased_rev),
         ).fetchone()
         if same is None:
@@ -181,11 +181,15 @@ class SqliteReplica:
         self._ledger.observe(row.stamp)
 
     @staticmethod
-    def _queued(connection: sqlite3.Connection, user_id: str, entity_id: str | None = None) -> list[Operation]:
+    def _queued(
+        connection: sqlite3.Connection, user_id: str, entity_id: str | None = None, *, after_seq: int = 0
+    ) -> list[Operation]:
+        # Behind `after_seq`: what Postgres had done when it was asked is in its rows, though its answer to the relay
+        # may still be on the way; laid over what others made of it since, it would undo that.
         rows = connection.execute(
             "select seq, op_id, user_id, kind, entity_id, base, delta, stamp, payload, accepted_at from outbox"
-            " where user_id = ?1 and (?2 is null or entity_id = ?2) order by seq",
-            (user_id, entity_id),
+            " where user_id = ?1 and (?2 is null or entity_id = ?2) and seq > ?3 order by seq",
+            (user_id, entity_id, after_seq),
         ).fetchall()
         return [operation(row) for row in cast("list[SqlRow]", rows)]
 
@@ -236,11 +240,11 @@ class SqliteReplica:
             return Shown(user_id=head.user_id, user_no=user_no, row_ids=())
         changed: list[int] = []
         for flat in nodes:
-            row_id = self._absorb_node(connection, head.user_id, user_no, node_row(tuple(flat)))
+            row_id = self._absorb_node(connection, head, user_no, node_row(tuple(flat)))
             if row_id is not None:
                 changed.append(row_id)
         for flat in relationships:
-            self._absorb_relationship(connection, head.user_id, user_no, relationship_row(tuple(flat)))
+            self._absorb_relationship(connection, head, user_no, relationship_row(tuple(flat)))
         connection.execute(
             "update users set epoch = ?, rev = max(rev, ?), erased_rev = ?, timeline = ?, confirmed_at = ?"
             " where user_id = ?",
@@ -248,23 +252,23 @@ class SqliteReplica:
         )
         return Shown(user_id=head.user_id, user_no=user_no, row_ids=tuple(changed))
 
-    def _absorb_node(self, connection: sqlite3.Connection, user_id: str, user_no: int, row: NodeRow) -> int | None:
+    def _absorb_node(self, connection: sqlite3.Connection, head: Head, user_no: int, row: NodeRow) -> int | None:
         found = find_node(connection, user_no, row.node_id)
         if found is not None and found[1].rev >= row.rev:
             return None
         row_id = self._put_node(connection, user_no, row)
-        for queued in self._queued(connection, user_id, row.node_id):
+        for queued in self._queued(connection, head.user_id, row.node_id, after_seq=head.done_seq):
             self._lay_over(connection, user_no, queued)
         return row_id
 
     def _absorb_relationship(
-        self, connection: sqlite3.Connection, user_id: str, user_no: int, row: RelationshipRow
+        self, connection: sqlite3.Connection, head: Head, user_no: int, row: RelationshipRow
     ) -> None:
         found = find_relationship(connection, user_no, row.source_id, row.relationship_type, row.target_id)
         if found is not None and found[1].rev >= row.rev:
             return
         self._put_relationship(connection, user_no, row)
-        for queued in self._queued(connection, user_id, row.relationship_id):
+        for queued in self._queued(connection, head.user_id, row.relationship_id, after_seq=head.done_seq):
             self._lay_over(connection, user_no, queued)
 
     async def evict(self, user_id: str) -> bool:
