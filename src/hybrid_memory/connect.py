@@ -62,10 +62,12 @@ class Tiers:
 
     async def close(self) -> None:
         """Close both sides; what is queued stays in the file."""
-        await self.durable.close()
-        await self.file.close()
-        if self.temporary is not None:
-            self.temporary.cleanup()
+        try:
+            await self.durable.close()
+        finally:
+            await self.file.close()
+            if self.temporary is not None:
+                self.temporary.cleanup()
 
 
 async def connect(

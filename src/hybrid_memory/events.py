@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Protocol, TypeAlias
@@ -131,7 +132,10 @@ class EventLog:
         # A library is quiet in a host that has not set logging up, except for what somebody should act on.
         if level in _LOUD or structlog.is_configured():
             getattr(self._log, level)(name, **asdict(event))
-        self._observer(event)
+        if self._observer is _unobserved:
+            return
+        # Later, and on its own: what an observer raises is the host's to see, and must not end a service of ours.
+        asyncio.get_running_loop().call_soon(self._observer, event)
 
 
 def _unobserved(_event: Event) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from hybrid_memory.connect import PostgresMode, Tiers
+from hybrid_memory.errors import Misconfigured, RoleRefused, SchemaMismatch
 from hybrid_memory.ports import QueueState
 from hybrid_memory.retry import BreakerState
 from hybrid_memory.staff import Staff
@@ -69,12 +70,20 @@ def assess(tiers: Tiers, staff: Staff, *, control: str, users_open: int, now_us:
     )
 
 
+# What does not heal by itself.
+_FOR_A_PERSON = frozenset({Misconfigured.code, RoleRefused.code, SchemaMismatch.code})
+
+
 def _diagnose(
     tiers: Tiers, staff: Staff, queue: QueueState, services: Mapping[str, str]
 ) -> tuple[Condition, tuple[str, ...]]:
     causes: list[str] = []
     if tiers.durable.mode is PostgresMode.OFF:
         causes.append(f"no Postgres: {tiers.durable.reason}; memory is kept in this file only")
+    elif staff.relay.fenced:
+        causes.append(
+            "another opening of this file, or of a copy of it, has taken over; nothing more is sent from here"
+        )
     elif staff.relay.breaker_state is not BreakerState.CLOSED:
         causes.append(f"Postgres does not take writes: {staff.relay_service.last_error}")
     causes += [f"the service {name} is dead" for name, state in services.items() if state == "dead"]
@@ -82,4 +91,6 @@ def _diagnose(
         causes.append(f"{queue.dead_letters} dead letters wait for a person")
     if tiers.file.database.failure is not None:
         return Condition.FAILED, (*causes, "the local file's writer has stopped")
+    if staff.relay.fenced or staff.relay_service.last_error in _FOR_A_PERSON:
+        return Condition.FAILED, tuple(causes)
     return (Condition.DEGRADED if causes else Condition.OK), tuple(causes)

@@ -16,6 +16,8 @@ from hybrid_memory.retry import Breaker, BreakerState
 
 # A wrong password or a missing table is mended by a person; looking again this often costs nothing.
 MISCONFIGURED_PAUSE_SECONDS = 5.0
+# Below this a batch's fixed cost outweighs what working in parallel gains (measured at 64 callers).
+LEAST_SHARE = 32
 
 
 class Relay:
@@ -58,6 +60,11 @@ class Relay:
     def away(self) -> bool:
         """Postgres is known not to take anything now."""
         return self._breaker.state is not BreakerState.CLOSED or self._fenced
+
+    @property
+    def fenced(self) -> bool:
+        """A later opening of the file, or of a copy of it, has taken over."""
+        return self._fenced
 
     @property
     def breaker_state(self) -> BreakerState:
@@ -124,7 +131,7 @@ class Relay:
         revisited, self._left_behind = self._left_behind, set()
         tail: list[Operation] = []
         if len(found) < self._batch_size:
-            tail = self._outbox.claim(after_seq=self._after_seq, limit=self._batch_size)
+            tail = self._share(self._outbox.claim(after_seq=self._after_seq, limit=self._batch_size))
         passed_over: set[str] = set()
         for operation in tail:
             self._after_seq = operation.seq
@@ -141,6 +148,16 @@ class Relay:
             waiting | full | passed_over | (revisited - served if len(found) >= self._batch_size else set())
         )
         return batch
+
+    def _share(self, waiting: list[Operation]) -> list[Operation]:
+        """What to carry of what waits: all of a backlog, half of little.
+
+        Callers who wait for their receipts store again when they have them. Carrying all of them at once would have the
+        two tiers take turns; in two parts, one is stored here while the other is applied there.
+        """
+        if len(waiting) >= self._batch_size:
+            return waiting
+        return waiting[: max(LEAST_SHARE, (len(waiting) + 1) // 2)]
 
     async def _carry(self, operations: list[Operation]) -> None:
         erasures = [operation for operation in operations if operation.kind is Kind.ERASE]

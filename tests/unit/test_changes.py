@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hashlib import blake2b
+from typing import Any
 
 import orjson
 import pytest
@@ -134,7 +135,7 @@ def test_search_sees_every_string_of_a_content_and_nothing_else() -> None:
     assert not searchable_text({})
 
 
-def _change(**fields: object) -> NodeChange:
+def _change(**fields: Any) -> NodeChange:
     change = NodeChange(
         node_id=ID,
         namespace="default",
@@ -150,7 +151,7 @@ def _change(**fields: object) -> NodeChange:
     return change._replace(**fields)
 
 
-def _row(existing: NodeRow | None = None, *, now_us: int = 10, stamp: int = 1, **fields: object) -> NodeRow:
+def _row(existing: NodeRow | None = None, *, now_us: int = 10, stamp: int = 1, **fields: Any) -> NodeRow:
     return node_row(_change(**fields), existing, now_us=now_us, stamp=stamp)
 
 
@@ -219,7 +220,7 @@ def test_a_time_of_creation_is_taken_for_a_new_row_only() -> None:
     assert _row(first, created_at=8).created_at == 3
 
 
-_SEEN: dict[str, object] = {
+_SEEN: dict[str, Any] = {
     "namespace": "other",
     "key": "k",
     "context_type": "other",
@@ -236,7 +237,7 @@ _SEEN: dict[str, object] = {
     "created_at": 9,
     "expires_at": 9,
 }
-_UNSEEN: dict[str, object] = {"updated_at": 9, "deleted_at": 9, "stamp": 9, "rev": 9, "row_hash": "x"}
+_UNSEEN: dict[str, Any] = {"updated_at": 9, "deleted_at": 9, "stamp": 9, "rev": 9, "row_hash": "x"}
 
 
 @pytest.mark.parametrize("name", _SEEN)
@@ -261,7 +262,7 @@ def test_the_hash_is_blake2b_over_a_list_of_fields() -> None:
     assert row.row_hash == blake2b(orjson.dumps(fields), digest_size=16).hexdigest()
 
 
-def _relation(**fields: object) -> RelationshipChange:
+def _relation(**fields: Any) -> RelationshipChange:
     change = RelationshipChange(
         relationship_id="r", source_id=ID, target_id=ID, relationship_type="led_to", weight=1.0, properties="{}"
     )

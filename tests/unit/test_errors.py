@@ -64,9 +64,18 @@ def test_kinds_may_be_caught_by_their_family() -> None:
 
 def test_a_message_says_what_happened_and_a_fix_what_to_do() -> None:
     error = Unreachable("Postgres is away", fix="wait")
-    assert (str(error), error.message, error.fix, error.code) == ("Postgres is away", "Postgres is away", "wait", "unreachable")
+    assert (str(error), error.message, error.fix, error.code) == (
+        "Postgres is away",
+        "Postgres is away",
+        "wait",
+        "unreachable",
+    )
     refused = InvalidInput("content.tags[3]", "must be a str")
-    assert (str(refused), refused.field, refused.reason) == ("content.tags[3]: must be a str", "content.tags[3]", "must be a str")
+    assert (str(refused), refused.field, refused.reason) == (
+        "content.tags[3]: must be a str",
+        "content.tags[3]",
+        "must be a str",
+    )
     conflict = Conflict(expected_rev=3, actual_rev=5)
     assert (conflict.expected_rev, conflict.actual_rev, str(conflict)) == (3, 5, "expected revision 3, found 5")
     assert PoisonOperation("x", sqlstate="22P05").sqlstate == "22P05"

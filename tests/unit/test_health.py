@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +15,12 @@ from tests.support.waiting import eventually
 
 SECRET = "s3cret"
 NOBODY = f"postgresql://ann:{SECRET}@127.0.0.1:1/memory"
+
+
+async def _end_task(name: str) -> None:
+    (task,) = [task for task in asyncio.all_tasks() if task.get_name() == name]
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_without_postgres_it_is_degraded_and_says_why(tmp_path: Path) -> None:
@@ -50,7 +57,7 @@ async def test_a_postgres_that_is_away_is_a_cause_and_its_password_is_not_told(t
 
         await eventually(seen)
         health = await manager.health()
-        assert manager._is_away()
+        assert manager.user("ann").freshness().degraded
     assert health.postgres == "external"
     assert health.causes == ("Postgres does not take writes: unreachable",)
     assert health.services["relay"] == "unreachable"
@@ -58,20 +65,23 @@ async def test_a_postgres_that_is_away_is_a_cause_and_its_password_is_not_told(t
 
 
 async def test_a_dead_service_is_seen_whatever_it_died_of(tmp_path: Path) -> None:
-    async with HybridMemoryManager.open(postgres="off", data_dir=tmp_path) as manager:
-        sweeper = manager._staff.services[0]
-        await sweeper.stop()
-        sweeper.last_error = "KeyError"
+    async with HybridMemoryManager.open(dsn=NOBODY, data_dir=tmp_path) as manager:
+
+        async def relay_is(state: str) -> bool:
+            return (await manager.health()).services["relay"] == state
+
+        await eventually(lambda: relay_is("unreachable"))
+        await _end_task("hybrid-memory-relay")
         health = await manager.health()
-    assert health.services["sweeper"] == "dead"
-    assert "the service sweeper is dead" in health.causes
+    assert health.services["relay"] == "dead"
+    assert "the service relay is dead" in health.causes
 
 
 async def test_a_file_that_takes_no_more_writes_is_a_failure(tmp_path: Path) -> None:
     async with HybridMemoryManager.open(postgres="off", data_dir=tmp_path) as manager:
         handle = await manager.ensure_user_memories("ann")
         await handle.store({"n": 1}, context_type="conversation_fact")
-        manager._tiers.file.database._fail(OSError("gone"))
+        await _end_task("hybrid-memory-writer")
         health = await manager.health()
         assert health.condition is Condition.FAILED
         assert health.causes[-1] == "the local file's writer has stopped"

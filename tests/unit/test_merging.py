@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import permutations
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -26,7 +27,7 @@ from hybrid_memory.payloads import CarriedNode
 ID = NodeId("01900000-0000-7000-8000-000000000001")
 
 
-def _node(content: str = '{"a":1}', *, stamp: int = 10, deleted: bool = False, **fields: object) -> NodeRow:
+def _node(content: str = '{"a":1}', *, stamp: int = 10, deleted: bool = False, **fields: Any) -> NodeRow:
     change = NodeChange(
         node_id=ID,
         namespace="default",

@@ -22,20 +22,24 @@ def test_a_pause_lies_between_nothing_and_its_ceiling(failures: int, chance: flo
     assert 0.0 <= backoff.pause(failures, lambda: chance) <= backoff.ceiling(failures) <= 2.0
 
 
+def _told(breaker: Breaker) -> tuple[BreakerState, int]:
+    return breaker.state, breaker.failures
+
+
 def test_a_breaker_opens_at_the_first_failure_and_closes_at_the_first_success() -> None:
     breaker = Breaker(Backoff(), lambda: 1.0)
-    assert breaker.state is BreakerState.CLOSED
+    assert _told(breaker) == (BreakerState.CLOSED, 0)
     breaker.trying()
-    assert breaker.state is BreakerState.CLOSED
+    assert _told(breaker) == (BreakerState.CLOSED, 0)
     assert breaker.failed() == pytest.approx(0.05)
-    assert (breaker.state, breaker.failures) == (BreakerState.OPEN, 1)
+    assert _told(breaker) == (BreakerState.OPEN, 1)
     breaker.trying()
-    assert breaker.state is BreakerState.HALF_OPEN
+    assert _told(breaker) == (BreakerState.HALF_OPEN, 1)
     assert breaker.failed() == pytest.approx(0.1)
-    assert (breaker.state, breaker.failures) == (BreakerState.OPEN, 2)
+    assert _told(breaker) == (BreakerState.OPEN, 2)
     breaker.trying()
     breaker.succeeded()
-    assert (breaker.state, breaker.failures) == (BreakerState.CLOSED, 0)
+    assert _told(breaker) == (BreakerState.CLOSED, 0)
 
 
 def test_after_a_success_the_pauses_begin_anew() -> None:

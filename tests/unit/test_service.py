@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -44,7 +44,7 @@ class Rounds:
 
 
 @asynccontextmanager
-async def _running(work: Rounds, heard: list[Event] | None = None) -> AsyncIterator[Service]:
+async def _running(work: Rounds, heard: list[Event] | None = None) -> AsyncGenerator[Service]:
     service = Service(work, EventLog(None if heard is None else heard.append))
     service.start()
     try:

@@ -116,7 +116,7 @@ class Acceptance:
         user_no = ledger.user_no(connection, user_id)
         for field, end in (("source_id", change.source_id), ("target_id", change.target_id)):
             found = find_node(connection, user_no, end)
-            if found is None or found[1].deleted_at is not None:
+            if found is None or not self._is_live(found[1]):
                 raise NotFound(f"{field} names no node of this user")
         known = find_relationship(connection, user_no, change.source_id, change.relationship_type, change.target_id)
         existing = known[1] if known else None
@@ -156,7 +156,7 @@ class Acceptance:
         ledger = self._ledger
         user_no = ledger.known_user_no(connection, user_id)
         found = None if user_no is None else find_node(connection, user_no, node_id)
-        if user_no is None or found is None or found[1].deleted_at is not None:
+        if user_no is None or found is None or not self._is_live(found[1]):
             raise NotFound("node_id names no node of this user")
         self._check_room(connection)
         now_us = ledger.now_us()
@@ -172,6 +172,10 @@ class Acceptance:
         burial = self._operation(connection, user_id, tomb, payload, base=-own or row.rev, delta=-1)
         queued.append(self.enqueue(burial))
         return Stored(operations=tuple(queued), user_no=user_no, row_id=row_id)
+
+    def _is_live(self, row: NodeRow) -> bool:
+        expired = row.expires_at is not None and row.expires_at <= self._ledger.now_us()
+        return row.deleted_at is None and not expired
 
     def _check_room(self, connection: sqlite3.Connection) -> None:
         self._ledger.read(connection)  # after a failed transaction the counts are still those of it

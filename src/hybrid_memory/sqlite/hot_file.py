@@ -99,6 +99,7 @@ class HotFile:
             self._indexes.mark_changed(stored.user_no, [stored.row_id])
 
     def _retried(self) -> None:
+        self.outbox.forget_newest()
         self.on_accepted()
 
     def _shown(self, shown: Shown) -> None:

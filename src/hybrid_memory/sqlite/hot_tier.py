@@ -308,6 +308,10 @@ def _write_cursor(order: str, value: object, row_id: int) -> str:
     return base64.urlsafe_b64encode(orjson.dumps([order, value, row_id])).decode().rstrip("=")
 
 
+def _fits(*numbers: float) -> bool:
+    return all(type(number) is not bool and abs(number) < 2**63 for number in numbers)
+
+
 def _read_cursor(cursor: str | None, order: str) -> tuple[float, int] | None:
     if cursor is None:
         return None
@@ -316,7 +320,7 @@ def _read_cursor(cursor: str | None, order: str) -> tuple[float, int] | None:
     except (binascii.Error, ValueError):
         raise InvalidInput("cursor", "is not a cursor of this listing") from None
     match parts:
-        case [str(of_order), int(value) | float(value), int(row_id)] if of_order == order:
+        case [str(of_order), int(value) | float(value), int(row_id)] if of_order == order and _fits(value, row_id):
             return value, row_id
         case _:
             raise InvalidInput("cursor", "is not a cursor of this listing")

@@ -69,11 +69,14 @@ class SqliteOutbox:
         self._on_stored(stored)
 
     def forget_newest(self) -> None:
-        """Queue entries were removed unsent."""
+        """Queue entries were removed unsent, or added by others."""
         self._newest.clear()
 
     def claim(self, *, after_seq: int, limit: int, user_id: str | None = None) -> list[Operation]:
         """The next operations in order of acceptance; those already decided are passed over."""
+        if user_id is None and after_seq == 0:
+            # From the start again: among the newest may be some that were decided since.
+            self._newest.clear()
         if user_id is None and self._newest and self._newest[0].seq <= after_seq + 1:
             while self._newest and self._newest[0].seq <= after_seq:
                 self._newest.popleft()
