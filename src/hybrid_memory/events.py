@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Protocol, TypeAlias
@@ -132,10 +131,7 @@ class EventLog:
         # A library is quiet in a host that has not set logging up, except for what somebody should act on.
         if level in _LOUD or structlog.is_configured():
             getattr(self._log, level)(name, **asdict(event))
-        if self._observer is _unobserved:
-            return
-        # Later, and on its own: what an observer raises is the host's to see, and must not end a service of ours.
-        asyncio.get_running_loop().call_soon(self._observer, event)
+        self._observer(event)
 
 
 def _unobserved(_event: Event) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asyncio import Future
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -162,8 +162,8 @@ class HotTier(Protocol):
         """How many of the user's operations wait for Postgres."""
         ...
 
-    def cursors(self) -> list[Cursor]:
-        """All users held."""
+    def cursors(self, user_ids: Collection[str] | None = None) -> list[Cursor]:
+        """The cursors of all users held, or of those named that are held."""
         ...
 
     async def page(self, user_id: str, listing: Listing) -> Page[MemoryNode]:

@@ -207,17 +207,18 @@ class Relay:
                 await self._decide(part)
 
     def _erasures(self, operations: Sequence[Operation]) -> dict[str, int]:
-        cursors = {user_id: self._hot.cursor(user_id) for user_id in {operation.user_id for operation in operations}}
-        return {user_id: max(0, cursor.erased_rev) if cursor else 0 for user_id, cursor in cursors.items()}
+        users = {operation.user_id for operation in operations}
+        return {cursor.user_id: max(0, cursor.erased_rev) for cursor in self._hot.cursors(users)}
 
     def _decided(self, batch: BatchApplied) -> Awaitable[None]:
         settled = self._outbox.settle(batch)
         for applied in batch.operations:
             self._deliveries.resolve(applied)
+        self._on_decided(batch)
+        # Last, for an observer may raise.
         if self._events.attentive:
             for applied in batch.operations:
                 self._tell(applied)
-        self._on_decided(batch)
         return settled
 
     def _tell(self, applied: Applied) -> None:

@@ -67,18 +67,23 @@ class Service:
         while True:
             self._wake.clear()
             try:
-                pause = await self._work.run_once()
-                self.last_error = None
-            except HybridMemoryError as error:
-                self.last_error = error.code
-                await asyncio.sleep(self._work.failed(error))
-                continue
+                await self._round()
             except Exception as error:  # noqa: BLE001 - the one place: an unforeseen error is reported and survived
                 self.last_error = type(error).__name__
-                self._events.emit(ServiceFailed(service=self._work.name, error=type(error).__name__))
+                # By the loop, which survives an observer that raises as well.
+                told = ServiceFailed(service=self._work.name, error=self.last_error)
+                asyncio.get_running_loop().call_soon(self._events.emit, told)
                 await asyncio.sleep(UNFORESEEN_PAUSE_SECONDS)
-                continue
-            await self._rest(pause)
+
+    async def _round(self) -> None:
+        try:
+            pause = await self._work.run_once()
+        except HybridMemoryError as error:
+            self.last_error = error.code
+            await asyncio.sleep(self._work.failed(error))
+            return
+        self.last_error = None
+        await self._rest(pause)
 
     async def _rest(self, pause: float | None) -> None:
         if pause is not None and pause <= 0:

@@ -6,7 +6,7 @@ import base64
 import binascii
 import hashlib
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import cast
@@ -36,6 +36,7 @@ _NODE = (
     " n.labels"
 )
 _EXPIRES_AT = 8
+_CURSOR = "user_id, epoch, rev, erased_rev, timeline, complete, confirmed_at"
 _WIDTH = 10
 # Only whole column lists of this module are put together below; every value is bound.
 _GET = f"select {_NODE} from nodes n where n.user_no = ? and n.node_id = ? and n.deleted_at is null"  # noqa: S608 - constants only
@@ -127,16 +128,20 @@ class SqliteHotTier:
     def cursor(self, user_id: str) -> Cursor | None:
         """How far the user's copy has come, or None if nothing of the user is held."""
         row = self._point.execute(
-            "select user_id, epoch, rev, erased_rev, timeline, complete, confirmed_at from users where user_id = ?",
+            f"select {_CURSOR} from users where user_id = ?",  # noqa: S608 - constants only
             (user_id,),
         ).fetchone()
         return None if row is None else _cursor(row)
 
-    def cursors(self) -> list[Cursor]:
-        """All users held."""
-        rows = self._point.execute(
-            "select user_id, epoch, rev, erased_rev, timeline, complete, confirmed_at from users"
-        ).fetchall()
+    def cursors(self, user_ids: Collection[str] | None = None) -> list[Cursor]:
+        """The cursors of all users held, or of those named that are held."""
+        if user_ids is None:
+            rows = self._point.execute(f"select {_CURSOR} from users").fetchall()  # noqa: S608 - constants only
+        else:
+            rows = self._point.execute(
+                f"select {_CURSOR} from users where user_id in (select value from json_each(?))",  # noqa: S608 - constants only
+                (orjson.dumps(list(user_ids)).decode(),),
+            ).fetchall()
         return [_cursor(row) for row in rows]
 
     async def page(self, user_id: str, listing: Listing) -> Page[MemoryNode]:

@@ -1,0 +1,131 @@
+"""The cost of a durable write to one caller, and how many come through for 64."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from statistics import median
+
+import asyncpg
+
+from benchmarks import references
+from benchmarks.figures import Figure
+from benchmarks.memories import Memories
+from benchmarks.plan import Plan
+from benchmarks.stand import connection, stand
+from hybrid_memory import HybridMemoryManager, UserMemory
+from hybrid_memory.connect import EMBEDDED_LOGIN
+from hybrid_memory.graph import Status
+
+CALLERS = 64
+POOL = 10
+_LONG = 30.0
+_QUIET = timedelta(seconds=1)
+
+
+async def run(plan: Plan) -> list[Figure]:
+    """Measure."""
+    alone, one_user, many_users = _figures()
+    async with AsyncExitStack() as stack:
+        place = await stack.enter_async_context(stand(plan))
+        admin = await stack.enter_async_context(connection(place.admin_dsn))
+        await references.make_twin(admin, EMBEDDED_LOGIN)
+        bare = await stack.enter_async_context(connection(place.app_dsn))
+        pool = await stack.enter_async_context(asyncpg.create_pool(place.app_dsn, min_size=POOL, max_size=POOL))
+        manager = await stack.enter_async_context(place.manager("hot"))
+        users = [f"user-{number:02d}" for number in range(CALLERS)]
+        handles = [await manager.ensure_user_memories(user) for user in users]
+        memories = Memories(plan.random("write_path"))
+        await _warm_up(manager, handles, bare, pool, memories)
+        for number in range(plan.rounds):
+            plan.say(f"write_path: round {number + 1} of {plan.rounds}")
+            rows = references.records(memories, users[:1], plan.sizes.single_writes)
+            calls = await _store_one_by_one(manager, handles[0], memories, plan.sizes.single_writes)
+            bare_calls = await references.upsert_one_by_one(bare, rows)
+            alone.add(median(calls), median(bare_calls), calls=calls)
+            for figure, whose, names in ((one_user, handles[:1], users[:1]), (many_users, handles, users)):
+                rows = references.records(memories, names, plan.sizes.concurrent_writes)
+                rate = await store_together(manager, whose, memories, plan.sizes.concurrent_writes)
+                figure.add(rate, await references.upsert_together(pool, rows, CALLERS))
+    return [alone, one_user, many_users]
+
+
+def _figures() -> tuple[Figure, Figure, Figure]:
+    pooled = (
+        f"{CALLERS} callers on a {POOL}-connection asyncpg pool, each upserting single rows of the same columns into a "
+        "table with the indexes of memory.nodes, no row-level security; each of our stores waits for DURABLE"
+    )
+    return (
+        Figure(
+            name="write_path.store.c1",
+            unit="ms",
+            reference="one bare asyncpg connection upserting the same columns into a table with the indexes of "
+            "memory.nodes, no row-level security; each of our stores waits for DURABLE",
+            limit=3.5,
+        ),
+        Figure(
+            name="write_path.store.c64_1user",
+            unit="rows/s",
+            reference=f"{pooled}; all rows are one user's",
+            better="higher",
+            limit=2.0,
+        ),
+        Figure(
+            name="write_path.store.c64_64users",
+            unit="rows/s",
+            reference=f"{pooled}; each caller has a user of its own",
+            better="higher",
+            limit=1.5,
+        ),
+    )
+
+
+async def _warm_up(
+    manager: HybridMemoryManager,
+    handles: Sequence[UserMemory],
+    bare: asyncpg.Connection,
+    pool: asyncpg.Pool,
+    memories: Memories,
+) -> None:
+    await store_together(manager, handles, memories, 2 * CALLERS)
+    users = [handle.user_id for handle in handles]
+    await references.upsert_one_by_one(bare, references.records(memories, users, CALLERS))
+    await references.upsert_together(pool, references.records(memories, users, 4 * CALLERS), CALLERS)
+
+
+async def _store_one_by_one(
+    manager: HybridMemoryManager, handle: UserMemory, memories: Memories, count: int
+) -> list[float]:
+    contents = [memories.content() for _ in range(count)]
+    calls: list[float] = []
+    for content in contents:
+        started = time.perf_counter_ns()
+        receipt = await handle.store(content, context_type="conversation_fact", tags=("benchmark",), wait=_LONG)
+        calls.append((time.perf_counter_ns() - started) / 1e6)
+        assert receipt.status is Status.DURABLE
+    await manager.drain(_QUIET)
+    return calls
+
+
+async def store_together(
+    manager: HybridMemoryManager, handles: Sequence[UserMemory], memories: Memories, count: int, wait: float = _LONG
+) -> float:
+    """Rows a second of 64 callers, each storing one memory at a time and waiting until it is durable."""
+    contents = [memories.content() for _ in range(count)]
+
+    async def call(place: int) -> None:
+        handle = handles[place % len(handles)]
+        for content in contents[place::CALLERS]:
+            receipt = await handle.store(content, context_type="conversation_fact", tags=("benchmark",), wait=wait)
+            assert receipt.status is Status.DURABLE or wait == 0
+
+    started = time.perf_counter()
+    await asyncio.gather(*map(call, range(CALLERS)))
+    rate = count / (time.perf_counter() - started)
+    if wait:
+        # What still works in the background would slow down what is measured next.
+        await manager.drain(_QUIET)
+    return rate

@@ -1,0 +1,45 @@
+"""A server that these tests may kill and freeze, made once; each test gets a database of its own on it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.plugins.postgres import Database
+from tests.support.own_server import OwnServer, short_folder, start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sick:
+    """A database, and the server under it that is to be made sick."""
+
+    server: OwnServer
+    database: Database
+
+
+@pytest.fixture(scope="session")
+def own_server() -> Iterator[OwnServer]:
+    with short_folder() as folder, asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        server = runner.run(start(folder))
+        try:
+            yield server
+        finally:
+            server.thaw()
+            runner.run(server.postgres.stop())
+
+
+@pytest.fixture
+async def sick(own_server: OwnServer) -> AsyncIterator[Sick]:
+    async with own_server.database() as database:
+        yield Sick(server=own_server, database=database)
+
+
+@pytest.fixture
+def socket_folder() -> Iterator[Path]:
+    """Where a proxy may listen: the path of a socket must be short."""
+    with short_folder() as folder:
+        yield folder

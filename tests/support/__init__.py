@@ -1,0 +1,1 @@
+"""What the tests of promises share: waiting, managers with ears, sick servers, a lossy wire, other processes."""
