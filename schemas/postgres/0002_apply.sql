@@ -45,35 +45,60 @@ declare
 begin
     perform set_config('memory.user_ids', p_users::text, true);
 
-    -- The head row is the user's lock; users come sorted, so two batches never wait for one another in a circle.
-    with taken as (
+    if cardinality(p_users) = 1 then
+        -- The same as below for the batch that a single caller waits for: without the arrays it takes half the time.
         insert into memory.heads as h (user_id, rev, erased_rev, nodes, relationships)
-        select * from unnest(p_users, p_takes, p_erased_revs, p_node_counts, p_relationship_counts)
+        values (p_users[1], p_takes[1], p_erased_revs[1], p_node_counts[1], p_relationship_counts[1])
         on conflict (user_id) do update
             set rev = h.rev + excluded.rev, nodes = h.nodes + excluded.nodes,
                 relationships = h.relationships + excluded.relationships, last_activity = now()
             where h.erased_rev = excluded.erased_rev
-        returning h.user_id, h.rev, h.epoch
-    )
-    select array_agg(t.user_id), array_agg(t.rev), array_agg(t.epoch) into v_users, revs, epochs from taken t;
-    if v_users is distinct from p_users then
-        raise exception 'erased after acceptance' using errcode = 'HM002', detail = memory.missing(p_users, v_users);
-    end if;
-
-    with marked as (
-        insert into memory.applied as a (user_id, first_seq, last_seq, client_id, open_number, open_token)
-        select u.*, p_client, p_open_number, p_open_token from unnest(p_users, p_first_seqs, p_last_seqs) as u
+        returning array[h.rev], array[h.epoch] into revs, epochs;
+        if not found then
+            raise exception 'erased after acceptance' using errcode = 'HM002', detail = to_json(p_users)::text;
+        end if;
+        insert into memory.applied as a (user_id, client_id, first_seq, last_seq, open_number, open_token)
+        values (p_users[1], p_client, p_first_seqs[1], p_last_seqs[1], p_open_number, p_open_token)
         on conflict (user_id, client_id) do update
             set first_seq = excluded.first_seq, last_seq = excluded.last_seq,
                 open_number = excluded.open_number, open_token = excluded.open_token, updated_at = now()
             where a.last_seq < excluded.first_seq
               and (a.open_number < excluded.open_number
-                   or (a.open_number = excluded.open_number and a.open_token = excluded.open_token))
-        returning a.user_id
-    )
-    select array_agg(m.user_id) into v_users from marked m;
-    if v_users is distinct from p_users then
-        raise exception 'already marked' using errcode = 'HM001', detail = memory.missing(p_users, v_users);
+                   or (a.open_number = excluded.open_number and a.open_token = excluded.open_token));
+        if not found then
+            raise exception 'already marked' using errcode = 'HM001', detail = to_json(p_users)::text;
+        end if;
+    else
+        -- The head row is the user's lock; users come sorted, so two batches never wait for one another in a circle.
+        with taken as (
+            insert into memory.heads as h (user_id, rev, erased_rev, nodes, relationships)
+            select * from unnest(p_users, p_takes, p_erased_revs, p_node_counts, p_relationship_counts)
+            on conflict (user_id) do update
+                set rev = h.rev + excluded.rev, nodes = h.nodes + excluded.nodes,
+                    relationships = h.relationships + excluded.relationships, last_activity = now()
+                where h.erased_rev = excluded.erased_rev
+            returning h.user_id, h.rev, h.epoch
+        )
+        select array_agg(t.user_id), array_agg(t.rev), array_agg(t.epoch) into v_users, revs, epochs from taken t;
+        if v_users is distinct from p_users then
+            raise exception 'erased after acceptance' using errcode = 'HM002', detail = memory.missing(p_users, v_users);
+        end if;
+
+        with marked as (
+            insert into memory.applied as a (user_id, first_seq, last_seq, client_id, open_number, open_token)
+            select u.*, p_client, p_open_number, p_open_token from unnest(p_users, p_first_seqs, p_last_seqs) as u
+            on conflict (user_id, client_id) do update
+                set first_seq = excluded.first_seq, last_seq = excluded.last_seq,
+                    open_number = excluded.open_number, open_token = excluded.open_token, updated_at = now()
+                where a.last_seq < excluded.first_seq
+                  and (a.open_number < excluded.open_number
+                       or (a.open_number = excluded.open_number and a.open_token = excluded.open_token))
+            returning a.user_id
+        )
+        select array_agg(m.user_id) into v_users from marked m;
+        if v_users is distinct from p_users then
+            raise exception 'already marked' using errcode = 'HM001', detail = memory.missing(p_users, v_users);
+        end if;
     end if;
 
     if p_nodes is not null then
