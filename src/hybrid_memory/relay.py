@@ -55,6 +55,8 @@ class Relay:
         self._after_seq = 0
         # Users with operations at or below _after_seq that still wait.
         self._left_behind: set[str] = set()
+        # What was carried of such users from beyond _after_seq, not to be carried again when the tail gets there.
+        self._ahead: set[int] = set()
 
     @property
     def away(self) -> bool:
@@ -117,6 +119,7 @@ class Relay:
     def _start_over(self) -> None:
         self._after_seq = 0
         self._left_behind.clear()
+        self._ahead.clear()
 
     def _next_batch(self) -> list[Operation]:
         found: list[Operation] = []
@@ -135,13 +138,15 @@ class Relay:
         passed_over: set[str] = set()
         for operation in tail:
             self._after_seq = operation.seq
-            if not self._is_persistent(operation.user_id):
+            if operation.seq in self._ahead or not self._is_persistent(operation.user_id):
+                self._ahead.discard(operation.seq)
                 continue
             if operation.user_id in revisited:
                 passed_over.add(operation.user_id)
             else:
                 found.append(operation)
         batch, waiting = cut(found)
+        self._ahead |= {operation.seq for operation in batch if operation.seq > self._after_seq}
         served = {operation.user_id for operation in found}
         # Users revisited but not reached this time keep their place.
         self._left_behind = (

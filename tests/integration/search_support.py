@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from hybrid_memory.sqlite.driver import SqliteModule, configure_reader, configure_writer, describe
@@ -54,6 +54,9 @@ class WatchedLibrary:
         if database == "file::memory:":
             self.in_memory.append(connection)
         return connection
+
+    def register_adapter(self, kind: type[None], adapter: Callable[[None], None], /) -> None:
+        self._library.register_adapter(kind, adapter)
 
 
 class HotFile:

@@ -28,6 +28,7 @@ from hybrid_memory.sqlite.rows import (
     put_relationship,
     relationship_row,
 )
+from hybrid_memory.sqlite.staging import insert_nodes, insert_relationships
 from hybrid_memory.sqlite.verdicts import keep_rejections
 
 # Rows removed in one transaction when a generation is swept: short enough that no write waits noticeably.
@@ -86,13 +87,7 @@ class SqliteReplica:
 
     def _add_nodes(self, generation: int, rows: Sequence[FlatRow], connection: sqlite3.Connection) -> None:
         first = self._ledger.next_row_id(connection, generation, len(rows))
-        connection.executemany(
-            "insert into nodes (row_id, user_no, node_id, namespace, key, context_type, content, row_hash,"
-            " text_content, summary, tags, importance, entity_system, entity_id, entity_type, session_id,"
-            " source_agent, created_at, updated_at, expires_at, deleted_at, stamp, rev)"
-            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [(row_id, generation, *row) for row_id, row in enumerate(rows, first)],
-        )
+        insert_nodes(connection, [(row_id, generation, *row) for row_id, row in enumerate(rows, first)])
 
     def add_relationships(self, generation: int, rows: Sequence[FlatRow]) -> asyncio.Future[None]:
         """Add relationships to an invisible generation."""
@@ -100,12 +95,7 @@ class SqliteReplica:
 
     def _add_relationships(self, generation: int, rows: Sequence[FlatRow], connection: sqlite3.Connection) -> None:
         first = self._ledger.next_row_id(connection, generation, len(rows))
-        connection.executemany(
-            "insert into relationships (row_id, user_no, relationship_id, source_id, target_id, relationship_type,"
-            " weight, properties, row_hash, valid_from, valid_to, created_at, updated_at, deleted_at, stamp, rev)"
-            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [(row_id, generation, *row) for row_id, row in enumerate(rows, first)],
-        )
+        insert_relationships(connection, [(row_id, generation, *row) for row_id, row in enumerate(rows, first)])
 
     async def show_load(self, generation: int, head: Head, *, complete: bool) -> None:
         """Make the generation visible with its cursor in one step, our queued changes laid over it."""

@@ -31,7 +31,12 @@ def _statements(table: str, columns: str) -> dict[int, str]:
     return {size: f"insert into {table} ({columns}) values {', '.join([row] * size)}" for size in _SIZES}  # noqa: S608
 
 
+_RELATIONSHIP_COLUMNS: Final = (
+    "row_id, user_no, relationship_id, source_id, target_id, relationship_type, weight, properties, row_hash,"
+    " valid_from, valid_to, created_at, updated_at, deleted_at, stamp, rev"
+)
 _NODES: Final = _statements("nodes", _NODE_COLUMNS)
+_RELATIONSHIPS: Final = _statements("relationships", _RELATIONSHIP_COLUMNS)
 _OPERATIONS: Final = _statements("outbox", _OPERATION_COLUMNS)
 
 
@@ -63,6 +68,16 @@ class Staging:
         """The transaction failed."""
         self._nodes.clear()
         self._operations.clear()
+
+
+def insert_nodes(connection: sqlite3.Connection, rows: Sequence[Params]) -> None:
+    """Insert new nodes: row id, generation, then the members of `NodeRow` in order."""
+    _insert(connection, _NODES, rows)
+
+
+def insert_relationships(connection: sqlite3.Connection, rows: Sequence[Params]) -> None:
+    """Insert new relationships: row id, generation, then the members of `RelationshipRow` in order."""
+    _insert(connection, _RELATIONSHIPS, rows)
 
 
 def _insert(connection: sqlite3.Connection, statements: dict[int, str], rows: Sequence[Params]) -> None:
