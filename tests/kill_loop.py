@@ -58,7 +58,7 @@ class Campaign:
         process, self.next = self.next or await self._spawn(), await self._spawn()
         try:
             self._tell(process, generation)
-            await self._hear_until(process, "opening" if while_opening else "open")
+            await self._hear_until(process, "opening" if while_opening else "ok")
             seconds = self.random.uniform(0, 0.05) if while_opening else self.random.uniform(0.01, 0.2)
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):

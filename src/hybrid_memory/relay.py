@@ -82,7 +82,9 @@ class Relay:
             await self._durable.handshake(self._opening)
             self._shaken_hands = True
             self._start_over()
+        looked_up_to = self._after_seq
         batch = self._next_batch()
+        passed = self._after_seq != looked_up_to
         if batch:
             carried = False
             try:
@@ -93,7 +95,8 @@ class Relay:
                     # Whatever it was: what stays queued must go first, or the user's mark would pass over it.
                     self._start_over()
         self._reachable()
-        return 0.0 if batch or self._left_behind else None
+        # Where all that was looked at was passed over, there may be more behind it.
+        return 0.0 if batch or passed or self._left_behind else None
 
     def failed(self, error: HybridMemoryError) -> float:
         """Seconds to leave Postgres alone after an error; everything stays queued."""

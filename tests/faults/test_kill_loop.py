@@ -13,6 +13,6 @@ async def test_a_process_killed_again_and_again_loses_nothing_it_acknowledged(
 ) -> None:
     outcome = await campaign(rounds=8, seed=7, server=own_server, folder=tmp_path)
     assert outcome.complaints() == []
-    assert outcome.campaign.witness.acks > 100
+    assert outcome.campaign.witness.acks > 20
     assert outcome.campaign.kills_while_opening > 0
     assert outcome.campaign.rounds_without_postgres > 0

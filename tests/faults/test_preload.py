@@ -232,8 +232,8 @@ async def test_a_load_cut_short_leaves_nothing_to_see_and_the_next_one_starts_af
             # The connection that the snapshot is read from is lost in the middle.
             async with connected(postgres.admin_dsn) as admin:
                 await admin.execute(
-                    "select pg_terminate_backend(pid) from pg_stat_activity"
-                    " where datname = current_database() and state like '%in transaction%'"
+                    "select pg_terminate_backend(pid, 5000) from pg_stat_activity"
+                    " where datname = current_database() and pid <> pg_backend_pid() and xact_start is not null"
                 )
             gate.open.set()
             memory = await loading

@@ -13,7 +13,7 @@ import pytest
 
 from hybrid_memory import HybridMemoryManager, Settings, Status, Verdict
 from hybrid_memory.changes import Operation
-from hybrid_memory.events import Buried
+from hybrid_memory.events import Buried, Persisted
 from hybrid_memory.ports import BatchApplied, Opening
 from tests.plugins.postgres import Database, connected
 from tests.support.beneath import tiers
@@ -217,3 +217,21 @@ async def test_operations_of_users_not_yet_persistent_wait_and_are_never_overtak
         assert [operation.user_id for operation in queued(manager)] == ["bo"]
     rows = await admin.fetch("select content->>'n' as n from memory.nodes order by rev")
     assert [row["n"] for row in rows] == ["1", "2"]
+
+
+@pytest.mark.parametrize("backlog", [20, 600])
+async def test_what_is_not_yet_persistent_does_not_hold_up_what_is(
+    postgres: Database, tmp_path: Path, backlog: int
+) -> None:
+    patience = Settings(drain_on_close=timedelta())
+    async with in_an_outage(tmp_path) as manager:
+        denied = manager.user("bo")
+        await asyncio.gather(*(denied.store({"n": n}, context_type=FACT, wait=0) for n in range(backlog)))
+        allowed = await manager.user("ada").store({"n": 1}, context_type=FACT, wait=0)
+    ears = Ears()
+    async with opened(
+        postgres, tmp_path / "data", persistent_users="ada".__eq__, settings=patience, ears=ears
+    ) as manager:
+        (persisted,) = await ears.hear(Persisted, seconds=5)
+        assert persisted.op_id == allowed.op_id
+        assert manager.queue().entries == backlog

@@ -154,10 +154,22 @@ class Link:
         happened.
         """
         limit = (deadline or self._purpose.deadline).total_seconds()
-        async with self.held() as connection:
-            with explained(after_sending=writes):
-                async with asyncio.timeout(limit):
-                    return await work(connection)
+        # What `held` does, without its cost: every write and every session start passes here.
+        async with self._lock:
+            connection = await self._opened()
+            healthy = False
+            try:
+                with explained(after_sending=writes):
+                    async with asyncio.timeout(limit):
+                        result = await work(connection)
+                healthy = True
+            except (HybridMemoryError, Disputed) as error:
+                healthy = not isinstance(error, (Unreachable, ReadOnly))
+                raise
+            finally:
+                if not healthy or connection.is_closed() or connection.is_in_transaction():
+                    self._cut(connection)
+        return result
 
     async def step(self, awaitable: Awaitable[T]) -> T:
         """Await something of a connection that is held, under the deadline, with driver errors explained."""

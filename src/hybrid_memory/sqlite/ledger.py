@@ -43,6 +43,8 @@ class Ledger:
         # As of the running transaction, for the writer's thread alone; and as of the last commit, for the event loop.
         self.queue = Queue()
         self.committed = Queue()
+        # The last queue number whose writer has been answered, or is about to be.
+        self.answered_seq = 0
         self.staging = Staging()
 
     def now_us(self) -> int:
@@ -130,6 +132,7 @@ class Ledger:
         """Show the counts to the event loop; the writer rests."""
         if self._numbers is not None:
             self.committed = replace(self.queue)
+            self.answered_seq = self._numbers.last_seq
 
     def read(self, connection: sqlite3.Connection) -> None:
         """Read the state from the file, so that counts are right before the first change."""

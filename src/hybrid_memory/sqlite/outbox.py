@@ -91,17 +91,21 @@ class SqliteOutbox:
             after_seq = rows[-1][0]
 
     def _claim(self, after_seq: int, limit: int, user_id: str | None) -> list[SqlRow]:
+        # The writer's thread may have committed more than the event loop knows of. What is decided before its caller
+        # is there to hear it would be waited for in vain.
+        answered_seq = self._ledger.answered_seq
         if user_id is None:
             rows = self._database.point.execute(
                 "select seq, op_id, user_id, kind, entity_id, base, delta, stamp, payload, accepted_at"
-                " from outbox where seq > ? order by seq limit ?",
-                (after_seq, limit),
+                " from outbox where seq > ? and seq <= ? order by seq limit ?",
+                (after_seq, answered_seq, limit),
             ).fetchall()
         else:
             rows = self._database.point.execute(
                 "select seq, op_id, user_id, kind, entity_id, base, delta, stamp, payload, accepted_at"
-                " from outbox indexed by outbox_by_entity where user_id = ? and seq > ? order by seq limit ?",
-                (user_id, after_seq, limit),
+                " from outbox indexed by outbox_by_entity where user_id = ? and seq > ? and seq <= ?"
+                " order by seq limit ?",
+                (user_id, after_seq, answered_seq, limit),
             ).fetchall()
         return cast("list[SqlRow]", rows)
 
