@@ -22,18 +22,25 @@ class ReceiptDesk:
 
     async def issue(self, accepted: Accepted, node_id: NodeId, wait_seconds: float) -> Receipt:
         """The receipt after waiting at most so long for Postgres; at once when it is known to be away."""
+        applied = None
+        if wait_seconds > 0 and not self._is_away():
+            applied = await self._deliveries.wait(accepted, wait_seconds)
+        if applied is not None and applied.verdict is not Verdict.DEAD:
+            return Receipt(
+                op_id=accepted.op_id,
+                node_id=node_id,
+                status=Status.DURABLE,
+                rev=applied.rev,
+                verdict=applied.verdict,
+            )
         receipt = Receipt(
             op_id=accepted.op_id,
             node_id=node_id,
             status=Status.PENDING,
+            verdict=None if applied is None else applied.verdict,
             outcome=lambda timeout: self._outcome(accepted, receipt, timeout),
         )
-        if wait_seconds <= 0 or self._is_away():
-            return receipt
-        applied = await self._deliveries.wait(accepted, wait_seconds)
-        if applied is None:
-            return receipt
-        return receipt.decided(rev=applied.rev, verdict=applied.verdict)
+        return receipt
 
     async def _outcome(self, accepted: Accepted, receipt: Receipt, timeout: timedelta | None) -> Receipt:
         deadline = None if timeout is None else self._clock.monotonic() + timeout.total_seconds()
