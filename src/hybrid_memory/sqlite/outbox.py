@@ -144,9 +144,10 @@ class SqliteOutbox:
         stood = [a for a in batch.operations if a.rev is not None and a.verdict is Verdict.APPLIED]
         self._number_nodes(connection, [a for a in stood if a.operation.kind is Kind.NODE])
         self._number_relationships(connection, [a for a in stood if a.operation.kind is Kind.RELATIONSHIP])
+        erasures = {a.operation.user_id: a.rev or 0 for a in batch.operations if a.operation.kind is Kind.ERASE}
+        self._ledger.erasures |= erasures
         connection.executemany(
-            "update users set erased_rev = ? where user_id = ?",
-            [(a.rev, a.operation.user_id) for a in batch.operations if a.operation.kind is Kind.ERASE],
+            "update users set erased_rev = ? where user_id = ?", [(rev, user) for user, rev in erasures.items()]
         )
         # Where nobody else wrote in between, the copy already is what stands in Postgres: no echo need be fetched.
         moved = [(user.user_id, user.head_rev, user.before_rev, user.epoch) for user in batch.users if user.as_sent]

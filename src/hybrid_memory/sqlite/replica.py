@@ -104,8 +104,8 @@ class SqliteReplica:
 
     def _show(self, generation: int, head: Head, connection: sqlite3.Connection, *, complete: bool) -> Shown:
         former = self._ledger.known_user_no(connection, head.user_id)
-        if generation not in self._loading:
-            # The user was erased while it was loaded.
+        if generation not in self._loading or head.erased_rev < self._ledger.erasures.get(head.user_id, 0):
+            # The user was erased while it was loaded, here or in Postgres.
             return Shown(user_id=head.user_id, user_no=former, row_ids=())
         if former is not None:
             self._carry_over(connection, former, generation, head)
