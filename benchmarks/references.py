@@ -59,10 +59,16 @@ def records(memories: Memories, users: Sequence[str], count: int) -> list[Record
 
 
 async def make_twin(admin: asyncpg.Connection, role: str) -> None:
-    """A table with the columns and indexes of `memory.nodes`, without its security, triggers and heads."""
+    """A table with the columns and indexes of `memory.nodes`, without its security, triggers and heads.
+
+    It has a text index besides: who keeps memories in Postgres alone has nothing else to search them by.
+    """
     await admin.execute(f"""
         create schema bench;
         create table bench.nodes (like memory.nodes including all);
+        alter table bench.nodes add column search tsvector
+            generated always as (to_tsvector('english', left(text_content, 100000))) stored;
+        create index on bench.nodes using gin (search);
         create table bench.heads (like memory.heads including all);
         grant usage on schema bench to {role};
         grant all on all tables in schema bench to {role};
@@ -151,8 +157,8 @@ def bulk_insert(driver: Driver, path: Path, nodes: Sequence[FlatRow], edges: Seq
         configure_writer(connection)
         for migration in load("sqlite"):
             connection.executescript(migration.sql)
-        node_rows = [(1 << 32 | place, 1, *row) for place, row in enumerate(nodes, 1)]
-        edge_rows = [(1 << 32 | place, 1, *row) for place, row in enumerate(edges, len(nodes) + 1)]
+        node_rows = [(place, 1, *row) for place, row in enumerate(nodes, 1)]
+        edge_rows = [(place, 1, *row) for place, row in enumerate(edges, len(nodes) + 1)]
         started = time.perf_counter()
         _insert(connection, _INSERT_NODES, node_rows, step)
         _insert(connection, _INSERT_RELATIONSHIPS, edge_rows, step)

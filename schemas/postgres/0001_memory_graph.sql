@@ -27,8 +27,6 @@ create table memory.nodes (
     content json not null,
     row_hash text not null,
     text_content text not null,
-    -- Only the head of a long text is searchable: a tsvector may not pass 1 MB.
-    search tsvector generated always as (to_tsvector('english', left(text_content, 100000))) stored,
     summary text,
     tags text[] not null,
     importance double precision not null check (importance between 0 and 1),
@@ -58,7 +56,6 @@ create index nodes_by_rev on memory.nodes (user_id, rev);
 create index nodes_by_creation on memory.nodes (user_id, created_at desc);
 create index nodes_by_entity on memory.nodes (user_id, entity_system, entity_id) where entity_system is not null;
 create index nodes_by_expiry on memory.nodes (user_id, expires_at) where expires_at is not null;
-create index nodes_by_word on memory.nodes using gin (search);
 
 create table memory.relationships (
     user_id text not null,

@@ -28,7 +28,8 @@ create table generations (
     user_no integer primary key not null
 ) strict;
 
--- row_id = user_no * 2^32 + a number within the user: a user's rows lie together.
+-- row_id grows with every row of the file. What is stored together is written together, whosever it is: in a block of
+-- row ids for each user, a group of 64 users' writes touched five pages a row instead of two.
 create table nodes (
     row_id integer primary key not null,
     user_no integer not null,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hybrid_memory.changes import Kind, Operation
@@ -16,17 +16,21 @@ class _User:
     closed: bool = False
 
 
-def cut(operations: Iterable[Operation]) -> tuple[list[Operation], set[str]]:
+def cut(operations: Sequence[Operation]) -> tuple[list[Operation], set[str]]:
     """The operations that may go together, in order, and the users some of whose operations must wait.
 
     In one transaction nodes are written before relationships, and no row twice. So a user's operations end for this
     batch before one that touches an entity again, that relates a node buried before it, or that follows an erasure;
     an erasure itself travels alone.
     """
+    if _independent(operations):
+        return list(operations), set()
     taken: list[Operation] = []
     users: dict[str, _User] = {}
     for operation in operations:
-        user = users.setdefault(operation.user_id, _User())
+        user = users.get(operation.user_id)
+        if user is None:
+            user = users[operation.user_id] = _User()
         if user.closed or not _fits(user, operation):
             user.closed = True
             continue
@@ -37,6 +41,13 @@ def cut(operations: Iterable[Operation]) -> tuple[list[Operation], set[str]]:
             user.buried.add(operation.entity_id)
         taken.append(operation)
     return taken, {user_id for user_id, user in users.items() if user.closed}
+
+
+def _independent(operations: Sequence[Operation]) -> bool:
+    # Nearly always so, and told at a tenth of the cost.
+    return len({one.entity_id for one in operations}) == len(operations) and not any(
+        one.delta < 0 or one.kind is Kind.ERASE for one in operations
+    )
 
 
 def _fits(user: _User, operation: Operation) -> bool:

@@ -102,10 +102,10 @@ class IdSource:
 
     def new(self) -> str:
         """A new UUIDv7 as canonical text (RFC 9562: 48 bits of milliseconds, version, variant, 74 random bits)."""
-        bits = self._random_bits(74)
-        high = (self._clock.now_us() // 1000 & 0xFFFFFFFFFFFF) << 16 | 0x7000 | bits >> 62
-        text = f"{high << 64 | 2 << 62 | bits & 0x3FFFFFFFFFFFFFFF:032x}"
-        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+        moment = f"{self._clock.now_us() // 1000 & 0xFFFFFFFFFFFF:012x}"
+        # 12 random bits, the two of the variant, 62 random bits: nineteen digits.
+        rest = f"{self._random_bits(76) & ~(3 << 62) | 2 << 62:019x}"
+        return f"{moment[:8]}-{moment[8:]}-7{rest[:3]}-{rest[3:7]}-{rest[7:]}"
 
 
 def _derived(kind: str, *parts: str) -> str:

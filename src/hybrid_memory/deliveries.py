@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from math import ceil
+from typing import TypeAlias
 
 from hybrid_memory.errors import Closed
 from hybrid_memory.ports import Accepted, Applied
+
+# Time-outs are looked at together this often: a timer for each costs as much as all else that waiting does.
+TICK_SECONDS = 0.005
+
+_Waiter: TypeAlias = "asyncio.Future[Applied | None]"
 
 
 class Deliveries:
     """Futures by queue number. Nothing is kept for an operation that nobody waits for."""
 
     def __init__(self) -> None:
-        self._waiting: dict[int, list[asyncio.Future[Applied | None]]] = {}
+        self._waiting: dict[int, list[_Waiter]] = {}
+        self._due: dict[int, set[_Waiter]] = {}
         self._closed = False
 
     async def wait(self, accepted: Accepted, timeout_seconds: float | None) -> Applied | None:
@@ -20,28 +28,41 @@ class Deliveries:
         if self._closed:
             return None
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Applied | None] = loop.create_future()
+        future: _Waiter = loop.create_future()
         self._waiting.setdefault(accepted.seq, []).append(future)
-        # A plain timer: a time-out context costs three times as much, and every write waits here.
-        timer = None if timeout_seconds is None else loop.call_later(timeout_seconds, _give_up, future)
+        due = None if timeout_seconds is None else self._due_at(loop, loop.time() + timeout_seconds)
+        if due is not None:
+            due.add(future)
         try:
             return await future
         finally:
-            if timer is not None:
-                timer.cancel()
+            if due is not None:
+                due.discard(future)
             self._forget(accepted.seq, future)
+
+    def _due_at(self, loop: asyncio.AbstractEventLoop, moment: float) -> set[_Waiter]:
+        tick = ceil(moment / TICK_SECONDS)
+        due = self._due.get(tick)
+        if due is None:
+            due = self._due[tick] = set()
+            loop.call_at(tick * TICK_SECONDS, self._time_out, tick)
+        return due
+
+    def _time_out(self, tick: int) -> None:
+        for future in self._due.pop(tick):
+            _give_up(future)
 
     def check_open(self) -> None:
         """Raise `Closed` once the manager is closed: what is undecided by then, the next opening will hear."""
         if self._closed:
             raise Closed("the manager was closed before Postgres decided", fix="open it again: the write is queued")
 
-    def _forget(self, seq: int, future: asyncio.Future[Applied | None]) -> None:
-        futures = self._waiting.get(seq)
-        if futures is not None:
+    def _forget(self, seq: int, future: _Waiter) -> None:
+        futures = self._waiting[seq]
+        if len(futures) == 1:
+            del self._waiting[seq]
+        else:
             futures.remove(future)
-            if not futures:
-                del self._waiting[seq]
 
     def resolve(self, applied: Applied) -> None:
         """Tell whoever waits for this operation."""
@@ -61,6 +82,6 @@ class Deliveries:
         self.release()
 
 
-def _give_up(future: asyncio.Future[Applied | None]) -> None:
+def _give_up(future: _Waiter) -> None:
     if not future.done():
         future.set_result(None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asyncio import Future
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -88,8 +88,7 @@ class Applied(NamedTuple):
     rev: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AppliedUser:
+class AppliedUser(NamedTuple):
     """A user's head around a batch: `before_rev` is where it stood, `head_rev` where the batch left it."""
 
     user_id: str
@@ -100,8 +99,7 @@ class AppliedUser:
     """Every operation was applied as its writer made it, so the local rows are the rows that stand."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchApplied:
+class BatchApplied(NamedTuple):
     """The outcome of a committed batch."""
 
     operations: tuple[Applied, ...]
@@ -162,8 +160,8 @@ class HotTier(Protocol):
         """How many of the user's operations wait for Postgres."""
         ...
 
-    def cursors(self, user_ids: Collection[str] | None = None) -> list[Cursor]:
-        """The cursors of all users held, or of those named that are held."""
+    def cursors(self) -> list[Cursor]:
+        """The cursors of all users held."""
         ...
 
     async def page(self, user_id: str, listing: Listing) -> Page[MemoryNode]:

@@ -11,7 +11,7 @@ from hybrid_memory.deliveries import Deliveries
 from hybrid_memory.errors import Fenced, HybridMemoryError, Misconfigured, PoisonOperation
 from hybrid_memory.events import Buried, Persisted, PersistFailed, Recovered, Sink
 from hybrid_memory.graph import Verdict
-from hybrid_memory.ports import Applied, BatchApplied, Disputed, DurableTier, HotTier, Opening, Outbox
+from hybrid_memory.ports import Applied, BatchApplied, Disputed, DurableTier, Opening, Outbox
 from hybrid_memory.retry import Breaker, BreakerState
 
 # A wrong password or a missing table is mended by a person; looking again this often costs nothing.
@@ -30,18 +30,18 @@ class Relay:
         *,
         outbox: Outbox,
         durable: DurableTier,
-        hot: HotTier,
         opening: Opening,
         deliveries: Deliveries,
         breaker: Breaker,
         events: Sink,
+        erased_rev: Callable[[str], int],
         is_persistent: Callable[[str], bool],
         on_decided: Callable[[BatchApplied], None],
         batch_size: int,
     ) -> None:
         self._outbox = outbox
         self._durable = durable
-        self._hot = hot
+        self._erased_rev = erased_rev
         self._opening = opening
         self._deliveries = deliveries
         self._breaker = breaker
@@ -204,9 +204,9 @@ class Relay:
     async def _decide(self, operations: list[Operation]) -> None:
         if not operations:
             return
-        cursor = self._hot.cursor(operations[0].user_id)
+        erased_rev = self._erased_rev(operations[0].user_id)
         try:
-            self._decided(await self._durable.decide(self._opening, operations, cursor.erased_rev if cursor else -1))
+            self._decided(await self._durable.decide(self._opening, operations, erased_rev))
         except PoisonOperation as poison:
             if len(operations) == 1:
                 await self._bury(operations[0], poison)
@@ -216,7 +216,7 @@ class Relay:
 
     def _erasures(self, operations: Sequence[Operation]) -> dict[str, int]:
         users = {operation.user_id for operation in operations}
-        return {cursor.user_id: max(0, cursor.erased_rev) for cursor in self._hot.cursors(users)}
+        return {user_id: max(0, self._erased_rev(user_id)) for user_id in users}
 
     def _decided(self, batch: BatchApplied) -> Awaitable[None]:
         settled = self._outbox.settle(batch)

@@ -44,11 +44,11 @@ class Staff:
         self.relay = Relay(
             outbox=file.outbox,
             durable=durable.tier,
-            hot=file.hot,
             opening=file.opening,
             deliveries=self.deliveries,
             breaker=Breaker(Backoff(), uniform),
             events=events,
+            erased_rev=file.hot.erased_rev,
             is_persistent=is_persistent,
             on_decided=self._decided,
             batch_size=settings.batch_size,

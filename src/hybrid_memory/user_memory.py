@@ -136,7 +136,7 @@ class UserMemory:
         ttl: timedelta | None,
         expected_rev: int | None,
     ) -> NodeChange:
-        text = validation.content(content, max_bytes=self._access.settings.content_bytes)
+        text, words = validation.searchable_content(content, max_bytes=self._access.settings.content_bytes)
         place = validation.namespace(namespace)
         name = None if key is None else validation.identifier("key", key)
         identity, fresh = self._identity(node_id, place, name)
@@ -147,7 +147,7 @@ class UserMemory:
             key=name,
             context_type=validation.context_type(context_type),
             content=text,
-            text_content=searchable_text(decode(text)),
+            text_content=words,
             summary=None if summary is None else validation.summary(summary),
             tags=_tags(tags),
             importance=None if importance is None else validation.importance(importance),

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from math import isfinite
+from types import NoneType
 from typing import Any, Final, TypeAlias, cast
 
 from hybrid_memory.clock import MICROSECOND, to_us
@@ -108,7 +109,11 @@ def tags(values: object) -> tuple[str, ...]:
         return ()
     if len(given) > MAX_TAGS:
         raise InvalidInput("tags", f"must be at most {MAX_TAGS}")
-    checked = [identifier(f"tags[{place}]", tag, max_bytes=MAX_TAG_BYTES) for place, tag in enumerate(given)]
+    try:
+        checked = [identifier("tags", tag, max_bytes=MAX_TAG_BYTES) for tag in given]
+    except InvalidInput:
+        # Once more, to say which: their places are not written out for every write.
+        checked = [identifier(f"tags[{place}]", tag, max_bytes=MAX_TAG_BYTES) for place, tag in enumerate(given)]
     # The order of a set differs from process to process, and the hash of the row with it.
     return tuple(sorted(set(checked)) if isinstance(values, (set, frozenset)) else dict.fromkeys(checked))
 
@@ -221,20 +226,27 @@ def aware_datetime(field: str, value: object) -> int:
 
 def content(value: object, *, max_bytes: int = MAX_CONTENT_BYTES) -> str:
     """The canonical text of a memory's content: a dict of JSON values, at most `max_bytes` bytes of UTF-8."""
-    return _canonical("content", value, max_bytes)
+    return _canonical("content", value, max_bytes, [])
+
+
+def searchable_content(value: object, *, max_bytes: int = MAX_CONTENT_BYTES) -> tuple[str, str]:
+    """`content`, and what search sees of it: just what `changes.searchable_text` makes of that text, at less cost."""
+    found: list[str] = []
+    return _canonical("content", value, max_bytes, found), "\n".join(found)
 
 
 def properties(value: object, *, max_bytes: int = MAX_CONTENT_BYTES) -> str:
     """The canonical text of a relationship's properties; None is taken as none of them."""
-    return "{}" if value is None else _canonical("properties", value, max_bytes)
+    return "{}" if value is None else _canonical("properties", value, max_bytes, [])
 
 
-def _canonical(field: str, value: object, max_bytes: int) -> str:
+def _canonical(field: str, value: object, max_bytes: int, strings: list[str]) -> str:
+    """The canonical text; the strings in it are added to `strings` in the order in which they stand there."""
     if type(value) is not dict:
         raise InvalidInput(field, "must be a dict")
     tree = cast("dict[str, Json]", value)
     try:
-        _measure(tree, max_bytes)
+        _walk(tree, strings, MAX_DEPTH - 1, max_bytes)
         encoded = encode(tree)
     except TypeError:
         encoded = None
@@ -247,47 +259,41 @@ def _canonical(field: str, value: object, max_bytes: int) -> str:
     return encoded
 
 
-def _measure(tree: dict[str, Json], max_bytes: int) -> None:
-    """Raise `TypeError` unless all values are plain, finite and within bounds; keys are left to the encoder.
+def _walk(holder: _Holder, strings: list[str], depth: int, budget: int) -> int:
+    """Raise `TypeError` unless all values are plain, finite and within bounds; returns what is left of the budget.
 
-    It goes level by level, which gives the depth for nothing. Characters and members are counted on the way: without
-    that a few lists holding each other several times over would unfold without end, here or in the encoder.
+    Keys are left to the encoder. Characters and members are counted on the way, never more than the bytes of the
+    canonical text: without that a few lists holding each other several times over would unfold without end.
     """
-    budget = max_bytes
-    level: list[_Holder] = [tree]
-    for _ in range(MAX_DEPTH):
-        deeper: list[_Holder] = []
-        for holder in level:
-            budget -= _cost(holder, deeper)
-            if budget < 0:
-                raise TypeError
-        if not deeper:
-            return
-        level = deeper
-    raise TypeError
-
-
-def _cost(holder: _Holder, deeper: list[_Holder]) -> int:
-    # Never more than the bytes of the canonical text.
-    cost = len(holder)
+    budget -= len(holder)
+    members: Iterable[Any]
     if isinstance(holder, dict):
-        cost += sum(map(len, holder))
-    members: Iterable[Any] = holder.values() if isinstance(holder, dict) else holder
+        budget -= sum(map(len, holder))
+        members = map(holder.__getitem__, sorted(holder))
+    else:
+        members = holder
+    if budget < 0:
+        raise TypeError
     for member in members:
         kind = _type(member)
         if kind is str:
-            cost += len(member)
+            budget -= len(member)
+            strings.append(member)
         elif kind is dict or kind is list:
-            deeper.append(member)
-        elif kind is int:
-            if not INT_MIN <= member <= INT_MAX:
+            if not depth:
                 raise TypeError
-        elif kind is float:
-            if not isfinite(member):
-                raise TypeError
-        elif kind is not bool and member is not None:
+            budget = _walk(member, strings, depth - 1, budget)
+        elif not _is_plain(kind, member):
             raise TypeError
-    return cost
+    return budget
+
+
+def _is_plain(kind: type[object], member: float) -> bool:
+    if kind is int:
+        return INT_MIN <= member <= INT_MAX
+    if kind is float:
+        return isfinite(member)
+    return kind is bool or kind is NoneType
 
 
 class _Fault:
@@ -324,7 +330,7 @@ class _Fault:
             self.seek(f"{place}.{shown_key(key)}", member, inside)
 
     def _spend(self, place: str, value: object) -> None:
-        # Not more than the bytes of its text, as in `_measure` and for the same reason.
+        # Not more than the bytes of its text, as in `_walk` and for the same reason.
         self._cost += 1 + (len(value) if type(value) is str else 0)
         if self._cost > self._max_bytes:
             raise InvalidInput(place.partition(".")[0], f"must be JSON of at most {self._max_bytes} bytes")

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from hybrid_memory.sqlite.driver import SqliteModule, configure_reader, configure_writer, describe
-from hybrid_memory.sqlite.rows import ROW_BLOCK_BITS
 from hybrid_memory.sqlite.search_index import SearchIndexes
 from hybrid_memory.sqlite.search_text import match_expression
+
+# Row ids of these tests: the user, then a number of the user's own.
+ROW_BLOCK_BITS = 32
 
 # What the index reads of the hot tier's schema, and no more: it must work with every SQLite library in use.
 NODES_AS_THE_INDEX_READS_THEM = """

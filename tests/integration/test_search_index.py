@@ -15,9 +15,8 @@ import pytest
 
 from hybrid_memory.migrations import load
 from hybrid_memory.sqlite.driver import SqliteModule, choose_driver
-from hybrid_memory.sqlite.rows import ROW_BLOCK_BITS
 from hybrid_memory.sqlite.search_index import SearchIndexes, UserSearchIndex
-from tests.integration.search_support import NODES_AS_THE_INDEX_READS_THEM, HotFile, Searcher, during
+from tests.integration.search_support import NODES_AS_THE_INDEX_READS_THEM, ROW_BLOCK_BITS, HotFile, Searcher, during
 
 ANN, BEA = 1, 2
 WORDS = ("lake", "coffee", "museum", "violin", "garden", "winter", "bicycle", "letter", "harbour", "candle", "forest")

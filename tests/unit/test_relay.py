@@ -36,7 +36,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     relay = Relay(
         outbox=file.outbox,
         durable=AbsentPostgres("none in this test"),
-        hot=file.hot,
+        erased_rev=file.hot.erased_rev,
         opening=file.opening,
         deliveries=Deliveries(),
         breaker=Breaker(Backoff(), lambda: 1.0),

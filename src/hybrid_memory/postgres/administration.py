@@ -111,7 +111,9 @@ class Administration:
         """How many live nodes there are of each user and type."""
         return [TypeCount(**dict(record)) for record in await self._read(user_id, self._COUNTS, user_id)]
 
-    # What is not asked for is null, which the planner sees: each question gets the plan it would have by itself.
+    # What is not asked for is null, which the planner sees: each question gets the plan it would have by itself. The
+    # words are read from the text when they are asked for: kept ready, they would cost every write more than all the
+    # rest of it (ARCHITECTURE.md). Only the head of a long text is read, as a tsvector may not pass 1 MB.
     _NODES: Final[LiteralString] = """
         select n.user_id, n.node_id::text, n.namespace, n.key, n.context_type, n.content::text,
                n.summary, n.tags, n.importance::text::float8 as importance, n.entity_system, n.entity_id,
@@ -121,10 +123,13 @@ class Administration:
           and ($1::text is null or n.user_id = $1)
           and ($2::uuid is null or n.node_id = $2)
           and ($3::text is null or n.entity_system = $3)
-          and ($4::text is null or n.search @@ websearch_to_tsquery('english', $4))
+          and ($4::text is null
+               or to_tsvector('english', left(n.text_content, 100000)) @@ websearch_to_tsquery('english', $4))
           and ($5::text[] is null or n.content #> $5 is not null)
           and ($6::jsonb is null or (n.content #> $5)::jsonb = $6)
-        order by case when $4 is null then 0 else ts_rank(n.search, websearch_to_tsquery('english', $4)) end desc,
+        order by case when $4 is null then 0
+                 else ts_rank(to_tsvector('english', left(n.text_content, 100000)),
+                              websearch_to_tsquery('english', $4)) end desc,
                  n.created_at desc, n.user_id, n.node_id
         limit $7
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from hybrid_memory.changes import Kind, Operation
@@ -20,30 +19,29 @@ class RowChange(NamedTuple):
     delta: int
     payload: str
 
-    @property
-    def buries_node(self) -> bool:
-        """Whether relationships that its writer did not know of have to go with it."""
-        return self.kind is Kind.NODE and self.delta < 0
+
+def buries_node(row: RowChange | Operation) -> bool:
+    """Whether a row buries a node: relationships that its writer did not know of have to go with it."""
+    return row.delta < 0 and row.kind is Kind.NODE
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UserChanges:
+class UserChanges(NamedTuple):
     """One user's part of a batch: it does `[first_seq, last_seq]` of the queue, and each row takes a revision."""
 
     user_id: str
     first_seq: int
     last_seq: int
     erased_rev: int
-    rows: tuple[RowChange, ...]
+    rows: Sequence[RowChange | Operation]
 
     @property
     def buries_nodes(self) -> bool:
-        """Whether any node is buried."""
-        return any(row.buries_node for row in self.rows)
+        """Whether any row buries a node."""
+        return any(map(buries_node, self.rows))
 
     def delta(self, kind: Kind) -> int:
         """By how much the user's count of live rows of a kind changes."""
-        return sum(row.delta for row in self.rows if row.kind is kind)
+        return sum([row.delta for row in self.rows if row.kind is kind])
 
 
 def by_user(operations: Sequence[Operation]) -> dict[str, list[Operation]]:
@@ -57,13 +55,7 @@ def by_user(operations: Sequence[Operation]) -> dict[str, list[Operation]]:
 def as_sent(users: Mapping[str, Sequence[Operation]], erased: Mapping[str, int]) -> list[UserChanges]:
     """The changes of users whose operations are applied just as their writer made them."""
     return [
-        UserChanges(
-            user_id=user_id,
-            first_seq=operations[0].seq,
-            last_seq=operations[-1].seq,
-            erased_rev=erased.get(user_id, 0),
-            rows=tuple(RowChange(one.kind, one.seq, one.base, one.delta, one.payload) for one in operations),
-        )
+        UserChanges(user_id, operations[0].seq, operations[-1].seq, erased.get(user_id, 0), operations)
         for user_id, operations in users.items()
     ]
 
@@ -91,9 +83,9 @@ def arguments(opening: Opening, users: Sequence[UserChanges]) -> tuple[object, .
 def _rows(users: Sequence[UserChanges], kind: Kind) -> str | None:
     """The JSON array of all rows of a kind; the payloads are spliced in as the text they are."""
     rows = [
-        f'{{"u":{place},"back":{back},"seq":{row.seq},"base":{row.base},{row.payload[1:]}'
+        f'{{"u":{place},"back":{len(user.rows) - taken},"seq":{row.seq},"base":{row.base},{row.payload[1:]}'
         for place, user in enumerate(users, start=1)
-        for back, row in zip(range(len(user.rows) - 1, -1, -1), user.rows, strict=True)
+        for taken, row in enumerate(user.rows, start=1)
         if row.kind is kind
     ]
     return f"[{','.join(rows)}]" if rows else None
@@ -108,17 +100,9 @@ def outcome(
     for user, rev, epoch in zip(changes, revs, epochs, strict=True):
         operations = users[user.user_id]
         before = rev - len(operations)
-        applied.extend(
-            Applied(operation, Verdict.APPLIED, before + place) for place, operation in enumerate(operations, start=1)
-        )
-        heads.append(
-            AppliedUser(
-                user_id=user.user_id,
-                epoch=epoch,
-                before_rev=before,
-                head_rev=rev,
-                # A buried node may have taken relationships along that its writer did not know of.
-                as_sent=not user.buries_nodes,
-            )
-        )
+        applied += [
+            Applied(operation, Verdict.APPLIED, rev_of) for rev_of, operation in enumerate(operations, before + 1)
+        ]
+        # A buried node may have taken relationships along that its writer did not know of.
+        heads.append(AppliedUser(user.user_id, epoch, before, rev, as_sent=not user.buries_nodes))
     return BatchApplied(operations=tuple(applied), users=tuple(heads))

@@ -264,7 +264,7 @@ def _before_erasure(operation: Operation, opened: asyncpg.Record, erased_rev: in
 
 
 def _untouched(decided: Decided) -> bool:
-    return decided.as_sent and decided.change is not None and not decided.change.buries_node
+    return decided.as_sent and decided.change is not None and not batches.buries_node(decided.change)
 
 
 def _already(operation: Operation, standing: Standing | None, opening: Opening) -> Applied:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 from hybrid_memory.changes import (
     Kind,
@@ -39,8 +39,7 @@ class QueueBounds:
     payload_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stored:
+class Stored(NamedTuple):
     """What a transaction accepted, and which node row of which generation it touched (None: no node)."""
 
     operations: tuple[Operation, ...]
@@ -51,7 +50,7 @@ class Stored:
     def accepted(self) -> Accepted:
         """The operation that the caller hears of: the last."""
         last = self.operations[-1]
-        return Accepted(seq=last.seq, op_id=last.op_id, user_id=last.user_id, entity_id=last.entity_id)
+        return Accepted(last.seq, last.op_id, last.user_id, last.entity_id)
 
 
 class Acceptance:
@@ -67,11 +66,11 @@ class Acceptance:
         ledger = self._ledger
         user_no = ledger.user_no(connection, user_id)
         row = node_row(change, None, now_us=ledger.now_us(), stamp=ledger.next_stamp())
-        row_id = ledger.next_row_id(connection, user_no)
+        row_id = ledger.next_row_id(connection)
         payload = node_payload(user_id, row, rule=change.rule)
         queued = self._operation(connection, user_id, row, payload, base=0, delta=1)
         ledger.staging.add_node(user_no, row_id, row)
-        return Stored(operations=(self.enqueue(queued),), user_no=user_no, row_id=row_id)
+        return Stored((self.enqueue(queued),), user_no, row_id)
 
     def store_node(self, user_id: str, change: NodeChange, connection: sqlite3.Connection) -> Stored:
         """Store a node over what may be there."""
@@ -85,7 +84,7 @@ class Acceptance:
         if change.expected_rev is not None:
             _check_expected(change.expected_rev, existing if live else None, queued=own > 0)
         row = node_row(change, existing, now_us=ledger.now_us(), stamp=ledger.next_stamp())
-        row_id = found[0] if found else ledger.next_row_id(connection, user_no)
+        row_id = found[0] if found else ledger.next_row_id(connection)
         put_node(connection, user_no, row_id, row)
         patch = change.content if change.rule is Rule.MERGE else None
         payload = node_payload(user_id, row, rule=change.rule, patch=patch, revive=existing is not None and not live)
@@ -121,7 +120,7 @@ class Acceptance:
         known = find_relationship(connection, user_no, change.source_id, change.relationship_type, change.target_id)
         existing = known[1] if known else None
         row = relationship_row(change, existing, now_us=ledger.now_us(), stamp=ledger.next_stamp())
-        row_id = known[0] if known else ledger.next_row_id(connection, user_no)
+        row_id = known[0] if known else ledger.next_row_id(connection)
         queued = self._queue_relationship(connection, user_id, user_no, row_id, row, existing)
         return Stored(operations=(queued,), user_no=user_no, row_id=None)
 

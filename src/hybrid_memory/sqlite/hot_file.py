@@ -61,8 +61,14 @@ class HotFile:
         self.was_clean = identity.was_clean
         self._indexes = SearchIndexes(database.driver, database.path, budget_bytes=index_bytes)
         acceptance = Acceptance(ledger, bounds)
-        self.outbox = SqliteOutbox(database, ledger, acceptance, self._stored)
-        self.hot = SqliteHotTier(database, self._indexes, clock, self.outbox.settling_revs, self.outbox.queued_of)
+        self.outbox = SqliteOutbox(
+            database,
+            ledger,
+            acceptance,
+            on_stored=self._stored,
+            on_erasure_settled=self._erasure_settled,
+        )
+        self.hot = SqliteHotTier(database, self._indexes, clock, self.outbox.settling, self.outbox.queued_of)
         self.replica = SqliteReplica(database, ledger, acceptance, self._shown)
         self.scratch = SqliteScratch(database, acceptance, clock, self.outbox.stored)
         self.dead_letters = SqliteDeadLetters(database, ledger, acceptance, self._retried)
@@ -94,9 +100,12 @@ class HotFile:
 
     def _stored(self, stored: Stored) -> None:
         self.on_accepted()
-        self.hot.moved(stored.accepted.user_id, stored.user_no)
+        self.hot.moved(stored.operations[-1].user_id, stored.user_no)
         if stored.row_id is not None:
             self._indexes.mark_changed(stored.user_no, [stored.row_id])
+
+    def _erasure_settled(self, user_id: str) -> None:
+        self.hot.erasure_settled(user_id)
 
     def _retried(self) -> None:
         self.outbox.forget_newest()

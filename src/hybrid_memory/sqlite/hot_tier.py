@@ -6,7 +6,7 @@ import base64
 import binascii
 import hashlib
 import sqlite3
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import cast
@@ -16,12 +16,13 @@ import orjson
 from hybrid_memory.clock import Clock
 from hybrid_memory.errors import InvalidInput
 from hybrid_memory.filters import Predicate, to_sqlite
-from hybrid_memory.graph import Digest, Direction, Hit, MemoryNode, Neighbour, NodeId, Page
+from hybrid_memory.graph import Digest, Direction, Hit, MemoryNode, Neighbour, NodeId, Page, Relationship
 from hybrid_memory.ports import Cursor, Listing
 from hybrid_memory.sqlite.database import Database
 from hybrid_memory.sqlite.rows import SqlRow, memory_node, relationship
 from hybrid_memory.sqlite.search_index import SearchIndexes
 from hybrid_memory.sqlite.search_text import match_expression
+from hybrid_memory.sqlite.settling import Settling
 
 # How many candidates of the text index are looked at first for each result wanted; filters may use up the rest.
 CANDIDATES_PER_HIT = 8
@@ -68,24 +69,33 @@ class SqliteHotTier:
         database: Database,
         indexes: SearchIndexes,
         clock: Clock,
-        settling_revs: Mapping[tuple[str, str], int],
+        settling: Settling,
         queued_of: Callable[[str], int],
     ) -> None:
         self._database = database
         self._point = database.point
         self._indexes = indexes
         self._clock = clock
-        self._settling_revs = settling_revs
+        self._settling = settling
         self._queued_of = queued_of
         self._user_nos: dict[str, int] = {}
+        self._erased_revs: dict[str, int] = {}
 
     def moved(self, user_id: str, user_no: int | None) -> None:
         """Note that another generation of a user is visible now; None: the user is gone."""
-        former = self._user_nos.pop(user_id, None)
+        former = self._user_nos.get(user_id)
+        if former == user_no:
+            return
+        self._user_nos.pop(user_id, None)
+        self._erased_revs.pop(user_id, None)
         if user_no is not None:
             self._user_nos[user_id] = user_no
-        if former is not None and former != user_no:
+        if former is not None:
             self._indexes.drop(former)
+
+    def erasure_settled(self, user_id: str) -> None:
+        """Note that the last erasure known of a user is another now."""
+        self._erased_revs.pop(user_id, None)
 
     def get(self, user_id: str, node_id: NodeId) -> MemoryNode | None:
         """The node, at once."""
@@ -102,11 +112,16 @@ class SqliteHotTier:
         if expires_at is not None and expires_at <= self._clock.now_us():
             return None
         node = memory_node(user_id, node_id, row)
-        return self._numbered(node) if self._settling_revs else node
+        return self._numbered(node) if self._settling else node
 
     def _numbered(self, node: MemoryNode) -> MemoryNode:
-        rev = self._settling_revs.get((node.user_id, node.node_id))
-        return node if rev is None or rev <= node.rev else replace(node, rev=rev)
+        rev = self._settling.rev(node.user_id, node.node_id, node.rev)
+        return node if rev == node.rev else replace(node, rev=rev)
+
+    def _edge(self, user_id: str, row: SqlRow) -> Relationship:
+        edge = relationship(user_id, row)
+        rev = self._settling.rev(user_id, edge.relationship_id, edge.rev)
+        return edge if rev == edge.rev else replace(edge, rev=rev)
 
     def _node(self, user_id: str, row: SqlRow) -> MemoryNode:
         return self._numbered(memory_node(user_id, row[_WIDTH], row[:_WIDTH]))
@@ -131,18 +146,25 @@ class SqliteHotTier:
             f"select {_CURSOR} from users where user_id = ?",  # noqa: S608 - constants only
             (user_id,),
         ).fetchone()
-        return None if row is None else _cursor(row)
+        return None if row is None else self._settling.cursor(_cursor(row))
 
-    def cursors(self, user_ids: Collection[str] | None = None) -> list[Cursor]:
-        """The cursors of all users held, or of those named that are held."""
-        if user_ids is None:
-            rows = self._point.execute(f"select {_CURSOR} from users").fetchall()  # noqa: S608 - constants only
-        else:
-            rows = self._point.execute(
-                f"select {_CURSOR} from users where user_id in (select value from json_each(?))",  # noqa: S608 - constants only
-                (orjson.dumps(list(user_ids)).decode(),),
-            ).fetchall()
-        return [_cursor(row) for row in rows]
+    def cursors(self) -> list[Cursor]:
+        """The cursors of all users held."""
+        rows = self._point.execute(f"select {_CURSOR} from users").fetchall()  # noqa: S608 - constants only
+        return [self._settling.cursor(_cursor(row)) for row in rows]
+
+    def erased_rev(self, user_id: str) -> int:
+        """The last erasure known of a user, 0 for none, -1 while Postgres has not been asked.
+
+        Kept in memory, for each operation that is sent says it.
+        """
+        known = self._erased_revs.get(user_id)
+        if known is None:
+            row = self._point.execute("select erased_rev from users where user_id = ?", (user_id,)).fetchone()
+            if row is None:
+                return -1
+            known = self._erased_revs[user_id] = cast("int", row[0])
+        return known
 
     async def page(self, user_id: str, listing: Listing) -> Page[MemoryNode]:
         """One page of the user's nodes, from where the cursor left off."""
@@ -235,7 +257,7 @@ class SqliteHotTier:
             rows = self._step(connection, statements, user_no, frontier)
             ring: dict[str, Neighbour] = {}
             for row in rows:
-                node_at, edge = row[_WIDTH], relationship(user_id, row[_WIDTH + 1 :])
+                node_at, edge = row[_WIDTH], self._edge(user_id, row[_WIDTH + 1 :])
                 if node_at in reached or (types is not None and edge.relationship_type not in types):
                     continue
                 heavier = node_at not in ring or ring[node_at].relationship.weight < edge.weight

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import cast
 
 from hybrid_memory.clock import Clock, IdSource, StampClock
-from hybrid_memory.sqlite.rows import ROW_BLOCK_BITS
 from hybrid_memory.sqlite.staging import Staging
 
 
@@ -25,8 +24,8 @@ class _Numbers:
     last_seq: int
     saved_seq: int
     next_user_no: int
+    next_row_id: int
     user_nos: dict[str, int] = field(default_factory=dict[str, int])
-    next_rows: dict[int, int] = field(default_factory=dict[int, int])
 
 
 class Ledger:
@@ -107,19 +106,11 @@ class Ledger:
         if user_no is not None:
             numbers.user_nos[user_id] = user_no
 
-    def next_row_id(self, connection: sqlite3.Connection, user_no: int, count: int = 1) -> int:
-        """The first of `count` row ids in a generation's block, for nodes and relationships alike."""
+    def next_row_id(self, connection: sqlite3.Connection, count: int = 1) -> int:
+        """The first of `count` row ids above all there are, for nodes and relationships alike."""
         numbers = self._read(connection)
-        first = numbers.next_rows.get(user_no)
-        if first is None:
-            low, high = user_no << ROW_BLOCK_BITS, (user_no + 1) << ROW_BLOCK_BITS
-            row = connection.execute(
-                "select max((select coalesce(max(row_id), ?1) from nodes where row_id >= ?1 and row_id < ?2),"
-                " (select coalesce(max(row_id), ?1) from relationships where row_id >= ?1 and row_id < ?2))",
-                (low, high),
-            ).fetchone()
-            first = cast("int", row[0]) + 1
-        numbers.next_rows[user_no] = first + count
+        first = numbers.next_row_id
+        numbers.next_row_id += count
         return first
 
     def before_commit(self, connection: sqlite3.Connection) -> None:
@@ -158,11 +149,11 @@ class Ledger:
 
     def _load(self, connection: sqlite3.Connection) -> _Numbers:
         meta = cast("dict[str, str]", dict(connection.execute("select key, value from meta").fetchall()))
-        (top,) = connection.execute(
+        top_user_no, top_row_id = connection.execute(
             "select max((select coalesce(max(user_no), 0) from users), (select coalesce(max(user_no), 0) from"
-            " generations), (select coalesce(max(row_id), 0) from nodes) >> ?1,"
-            " (select coalesce(max(row_id), 0) from relationships) >> ?1)",
-            (ROW_BLOCK_BITS,),
+            " generations), (select coalesce(max(user_no), 0) from nodes), (select coalesce(max(user_no), 0) from"
+            " relationships)), max((select coalesce(max(row_id), 0) from nodes), (select coalesce(max(row_id), 0) from"
+            " relationships))"
         ).fetchone()
         entries, payload_bytes, last_queued, stamp = connection.execute(
             "select count(*), coalesce(sum(length(payload)), 0), coalesce(max(seq), 0), coalesce(max(stamp), 0)"
@@ -172,4 +163,4 @@ class Ledger:
         self.queue.entries, self.queue.payload_bytes, self.queue.dead_letters = entries, payload_bytes, dead
         self._stamps.observe(stamp)
         last_seq = max(int(meta.get("last_seq", "0")), last_queued)
-        return _Numbers(last_seq=last_seq, saved_seq=last_seq, next_user_no=top + 1)
+        return _Numbers(last_seq=last_seq, saved_seq=last_seq, next_user_no=top_user_no + 1, next_row_id=top_row_id + 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable
 from functools import partial
 from itertools import islice
 from typing import Final, cast
@@ -20,6 +20,7 @@ from hybrid_memory.sqlite.accepting import Acceptance, Stored
 from hybrid_memory.sqlite.database import Database
 from hybrid_memory.sqlite.ledger import Ledger
 from hybrid_memory.sqlite.rows import SqlRow, operation
+from hybrid_memory.sqlite.settling import Settling
 from hybrid_memory.sqlite.verdicts import keep_verdicts, kept_verdict
 
 # Some batches' worth: the relay is seldom further behind, and then reads the file.
@@ -30,31 +31,36 @@ class SqliteOutbox:
     """`Outbox` in the hot-tier file."""
 
     def __init__(
-        self, database: Database, ledger: Ledger, acceptance: Acceptance, on_stored: Callable[[Stored], None]
+        self,
+        database: Database,
+        ledger: Ledger,
+        acceptance: Acceptance,
+        *,
+        on_stored: Callable[[Stored], None],
+        on_erasure_settled: Callable[[str], None],
     ) -> None:
         self._database = database
         self._ledger = ledger
         self._acceptance = acceptance
         self._on_stored = on_stored
-        # Decided in Postgres, their leaving the queue not yet committed here.
-        self._settling: dict[int, Applied] = {}
-        self._settling_revs: dict[tuple[str, str], int] = {}
+        self._on_erasure_settled = on_erasure_settled
+        self.settling = Settling()
         # The newest queue entries without a gap, so that the relay need not read back what was just written.
         self._newest: deque[Operation] = deque(maxlen=NEWEST_KEPT)
 
-    async def accept_node(self, user_id: str, change: NodeChange) -> Accepted:
+    def accept_node(self, user_id: str, change: NodeChange) -> Awaitable[Accepted]:
         """Store a node locally and queue it, in one transaction."""
         if change.fresh:
-            return await self._accept(partial(self._acceptance.store_fresh, user_id, change), stages=True)
-        return await self._accept(partial(self._acceptance.store_node, user_id, change))
+            return self._accept(partial(self._acceptance.store_fresh, user_id, change), stages=True)
+        return self._accept(partial(self._acceptance.store_node, user_id, change))
 
-    async def accept_relationship(self, user_id: str, change: RelationshipChange) -> Accepted:
+    def accept_relationship(self, user_id: str, change: RelationshipChange) -> Awaitable[Accepted]:
         """Store a relationship locally and queue it, in one transaction."""
-        return await self._accept(partial(self._acceptance.store_relationship, user_id, change))
+        return self._accept(partial(self._acceptance.store_relationship, user_id, change))
 
-    async def accept_deletion(self, user_id: str, node_id: NodeId) -> Accepted:
+    def accept_deletion(self, user_id: str, node_id: NodeId) -> Awaitable[Accepted]:
         """Bury a node and its relationships locally and queue that, in one transaction."""
-        return await self._accept(partial(self._acceptance.store_deletion, user_id, node_id))
+        return self._accept(partial(self._acceptance.store_deletion, user_id, node_id))
 
     async def _accept(self, work: Callable[[sqlite3.Connection], Stored], *, stages: bool = False) -> Accepted:
         stored = await self._database.write(work, after=self.stored, stages=stages)
@@ -84,7 +90,7 @@ class SqliteOutbox:
         found: list[Operation] = []
         while True:
             rows = self._claim(after_seq, limit, user_id)
-            found += [operation(row) for row in rows if row[0] not in self._settling]
+            found += [operation(row) for row in rows if row[0] not in self.settling]
             # A short answer says that there is no more, so what was passed over is made up for.
             if len(rows) < limit or len(found) >= limit:
                 return found[:limit]
@@ -114,20 +120,14 @@ class SqliteOutbox:
 
         A crash before that commit costs nothing: the operations are sent again and meet their mark.
         """
-        for applied in batch.operations:
-            self._settling[applied.operation.seq] = applied
-            if applied.rev is not None:
-                self._settling_revs[applied.operation.user_id, applied.operation.entity_id] = applied.rev
-        return self._database.write(
-            partial(self._settle, batch), after=lambda _: self._settled(batch.operations), ride=True
-        )
+        self.settling.begin(batch)
+        return self._database.write(partial(self._settle, batch), after=lambda _: self._settled(batch), ride=True)
 
-    def _settled(self, operations: tuple[Applied, ...]) -> None:
-        for applied in operations:
-            self._settling.pop(applied.operation.seq, None)
-            entity = applied.operation.user_id, applied.operation.entity_id
-            if self._settling_revs.get(entity) == applied.rev:
-                self._settling_revs.pop(entity, None)
+    def _settled(self, batch: BatchApplied) -> None:
+        self.settling.end(batch)
+        for applied in batch.operations:
+            if applied.operation.kind is Kind.ERASE:
+                self._on_erasure_settled(applied.operation.user_id)
 
     def _settle(self, batch: BatchApplied, connection: sqlite3.Connection) -> None:
         now_us = self._ledger.now_us()
@@ -207,7 +207,7 @@ class SqliteOutbox:
 
         A receipt past its retention reads as applied: whatever else would still be in the dead letters.
         """
-        applied = self._settling.get(accepted.seq)
+        applied = self.settling.decision(accepted.seq)
         if applied is not None:
             return applied.verdict, applied.rev
         row = self._database.point.execute(
@@ -221,28 +221,22 @@ class SqliteOutbox:
         buried = self._database.point.execute("select 1 from dead_letters where op_id = ?", (accepted.op_id,))
         return (Verdict.APPLIED if buried.fetchone() is None else Verdict.DEAD), None
 
-    @property
-    def settling_revs(self) -> Mapping[tuple[str, str], int]:
-        """The revisions that Postgres gave (user, entity) and the file does not hold yet."""
-        return self._settling_revs
-
     def state(self) -> QueueState:
         """Counts, at once."""
         queue = self._ledger.committed
         row = self._database.point.execute("select accepted_at from outbox order by seq limit 1").fetchone()
         return QueueState(
             # An erasure may have taken away what was on its way and is decided now.
-            entries=max(0, queue.entries - len(self._settling)),
+            entries=max(0, queue.entries - len(self.settling)),
             payload_bytes=queue.payload_bytes,
-            oldest_at=None if row is None or queue.entries == len(self._settling) else row[0],
+            oldest_at=None if row is None or queue.entries == len(self.settling) else row[0],
             dead_letters=queue.dead_letters,
         )
 
     def queued_of(self, user_id: str) -> int:
         """How many of a user's operations are queued."""
         row = self._database.point.execute("select count(*) from outbox where user_id = ?", (user_id,)).fetchone()
-        settling = sum(applied.operation.user_id == user_id for applied in self._settling.values())
-        return max(0, cast("int", row[0]) - settling)
+        return max(0, cast("int", row[0]) - self.settling.of_user(user_id))
 
 
 def _runs(seqs: list[int]) -> list[tuple[int, int]]:

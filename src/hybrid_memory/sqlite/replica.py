@@ -18,7 +18,6 @@ from hybrid_memory.sqlite.accepting import Acceptance
 from hybrid_memory.sqlite.database import Database
 from hybrid_memory.sqlite.ledger import Ledger
 from hybrid_memory.sqlite.rows import (
-    ROW_BLOCK_BITS,
     SqlRow,
     find_node,
     find_relationship,
@@ -86,7 +85,7 @@ class SqliteReplica:
         return self._database.write(partial(self._add_nodes, generation, rows))
 
     def _add_nodes(self, generation: int, rows: Sequence[FlatRow], connection: sqlite3.Connection) -> None:
-        first = self._ledger.next_row_id(connection, generation, len(rows))
+        first = self._ledger.next_row_id(connection, len(rows))
         insert_nodes(connection, [(row_id, generation, *row) for row_id, row in enumerate(rows, first)])
 
     def add_relationships(self, generation: int, rows: Sequence[FlatRow]) -> asyncio.Future[None]:
@@ -94,7 +93,7 @@ class SqliteReplica:
         return self._database.write(partial(self._add_relationships, generation, rows))
 
     def _add_relationships(self, generation: int, rows: Sequence[FlatRow], connection: sqlite3.Connection) -> None:
-        first = self._ledger.next_row_id(connection, generation, len(rows))
+        first = self._ledger.next_row_id(connection, len(rows))
         insert_relationships(connection, [(row_id, generation, *row) for row_id, row in enumerate(rows, first)])
 
     async def show_load(self, generation: int, head: Head, *, complete: bool) -> None:
@@ -159,14 +158,14 @@ class SqliteReplica:
 
     def _put_node(self, connection: sqlite3.Connection, user_no: int, row: NodeRow) -> int:
         found = find_node(connection, user_no, row.node_id)
-        row_id = found[0] if found else self._ledger.next_row_id(connection, user_no)
+        row_id = found[0] if found else self._ledger.next_row_id(connection)
         put_node(connection, user_no, row_id, row)
         self._ledger.observe(row.stamp)
         return row_id
 
     def _put_relationship(self, connection: sqlite3.Connection, user_no: int, row: RelationshipRow) -> None:
         found = find_relationship(connection, user_no, row.source_id, row.relationship_type, row.target_id)
-        row_id = found[0] if found else self._ledger.next_row_id(connection, user_no)
+        row_id = found[0] if found else self._ledger.next_row_id(connection)
         put_relationship(connection, user_no, row_id, row)
         self._ledger.observe(row.stamp)
 
@@ -344,15 +343,14 @@ class SqliteReplica:
         for user_no in hidden:
             if user_no in self._loading:
                 continue
-            low, high = user_no << ROW_BLOCK_BITS, (user_no + 1) << ROW_BLOCK_BITS
             removed = connection.execute(
-                "delete from nodes where row_id in (select row_id from nodes where row_id >= ? and row_id < ? limit ?)",
-                (low, high, SWEEP_STEP),
+                "delete from nodes where row_id in (select row_id from nodes where user_no = ? limit ?)",
+                (user_no, SWEEP_STEP),
             ).rowcount
             removed += connection.execute(
                 "delete from relationships where row_id in"
-                " (select row_id from relationships where row_id >= ? and row_id < ? limit ?)",
-                (low, high, SWEEP_STEP),
+                " (select row_id from relationships where user_no = ? limit ?)",
+                (user_no, SWEEP_STEP),
             ).rowcount
             removed += connection.execute("delete from vectors where user_no = ?", (user_no,)).rowcount
             if removed:
@@ -362,11 +360,8 @@ class SqliteReplica:
 
 
 def _remove_rows(connection: sqlite3.Connection, user_no: int) -> dict[str, int]:
-    low, high = user_no << ROW_BLOCK_BITS, (user_no + 1) << ROW_BLOCK_BITS
     return {
-        "nodes": connection.execute("delete from nodes where row_id >= ? and row_id < ?", (low, high)).rowcount,
-        "relationships": connection.execute(
-            "delete from relationships where row_id >= ? and row_id < ?", (low, high)
-        ).rowcount,
+        "nodes": connection.execute("delete from nodes where user_no = ?", (user_no,)).rowcount,
+        "relationships": connection.execute("delete from relationships where user_no = ?", (user_no,)).rowcount,
         "vectors": connection.execute("delete from vectors where user_no = ?", (user_no,)).rowcount,
     }

@@ -13,9 +13,6 @@ from hybrid_memory.graph import MemoryNode, NodeId, Relationship, RelationshipId
 
 SqlRow: TypeAlias = "tuple[Any, ...]"
 
-ROW_BLOCK_BITS = 32
-"""row_id = user_no << ROW_BLOCK_BITS | number within the user."""
-
 NO_TAGS = "[]"
 NO_LABELS = (None,) * 7
 LABEL_SEPARATOR = "\x1f"

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Final, cast
 
 from hybrid_memory.sqlite.driver import Driver, configure_index, file_uri
-from hybrid_memory.sqlite.rows import ROW_BLOCK_BITS
 
 # From this version on FTS5 can delete from a table that does not keep the text.
 _FORGETS_WITHOUT_TEXT: Final = (3, 43, 0)
@@ -31,17 +30,15 @@ DEFAULT_BUDGET_BYTES: Final = 512 * 1024 * 1024
 
 
 class UserSearchIndex:
-    """One user's words, found by bm25. Reads the rows of that user's block in the file, no others.
+    """One user's words, found by bm25. Reads that user's rows in the file, no others.
 
     To be used by one thread at a time. Once a method has raised, it may only be closed: it is rebuilt, not mended.
     """
 
     def __init__(self, driver: Driver, path: Path, user_no: int) -> None:
         self._uri = f"{file_uri(path)}?mode=ro"
-        # Rows are numbered from the start of the user's block: small numbers take less room in every posting list.
-        self._base = user_no << ROW_BLOCK_BITS
-        self._end = (user_no + 1) << ROW_BLOCK_BITS
-        self._extended_to = self._base - 1
+        self._user_no = user_no
+        self._extended_to = 0
         self._row_count = 0
         self._deleted = 0
         self._forgets = driver.version_info >= _FORGETS_WITHOUT_TEXT
@@ -69,24 +66,25 @@ class UserSearchIndex:
         self._memory.execute("insert into words (words, rank) values (?, ?)", (setting, value))
 
     def extend(self) -> None:
-        """Take in the rows that were added to the file since the last call; a user's new rows are numbered upwards.
+        """Take in the rows that were added to the file since the last call; new rows are numbered upwards.
 
         Rows go from the file to the index inside SQLite, with no Python in between: other threads run meanwhile. The
         file's snapshot is held for this call only.
         """
         self._memory.execute("attach ? as hot", (self._uri,))
         self._memory.execute("begin")
+        # In the order of their numbers, as FTS5 writes a piece whenever a number is smaller than the one before; the
+        # limit keeps SQLite from leaving the order out. Sorted are the numbers alone, not the texts.
         self._row_count += self._memory.execute(
             "insert into words (rowid, text, summary, tags, names)"
-            " select row_id - ?1, text_content, summary, tags, entity_id from hot.nodes"
-            " where row_id > ?2 and row_id < ?3 and deleted_at is null",
-            (self._base, self._extended_to, self._end),
+            " select n.row_id, n.text_content, n.summary, n.tags, n.entity_id from"
+            " (select row_id from hot.nodes where user_no = ? and row_id > ? order by row_id limit -1) as k"
+            " cross join hot.nodes as n on n.row_id = k.row_id where n.deleted_at is null",
+            (self._user_no, self._extended_to),
         ).rowcount
         (last,) = cast(
             "tuple[int | None]",
-            self._memory.execute(
-                "select max(row_id) from hot.nodes where row_id > ? and row_id < ?", (self._extended_to, self._end)
-            ).fetchone(),
+            self._memory.execute("select max(row_id) from hot.nodes where user_no = ?", (self._user_no,)).fetchone(),
         )
         self._memory.execute("commit")
         self._memory.execute("detach hot")
@@ -95,17 +93,16 @@ class UserSearchIndex:
 
     def apply(self, source: sqlite3.Connection, row_ids: Iterable[int]) -> None:
         """Take in what became of these rows, as `source` sees it now: changed, added, deleted or gone."""
-        # The bounds of the block hold even if a row of someone else should be named.
+        # The user is asked for too, should a row of someone else be named.
         encoded = f"[{','.join(map(str, row_ids))}]"
         rows = source.execute(
-            "select row_id - ?1, text_content, summary, tags, entity_id from nodes"
-            " where row_id in (select value from json_each(?2)) and row_id >= ?1 and row_id < ?3"
-            " and deleted_at is null",
-            (self._base, encoded, self._end),
+            "select row_id, text_content, summary, tags, entity_id from nodes"
+            " where row_id in (select value from json_each(?)) and +user_no = ? and deleted_at is null",
+            (encoded, self._user_no),
         ).fetchall()
         self._memory.execute("begin")
         deleted = self._memory.execute(
-            "delete from words where rowid in (select value - ? from json_each(?))", (self._base, encoded)
+            "delete from words where rowid in (select value from json_each(?))", (encoded,)
         ).rowcount
         self._memory.executemany("insert into words (rowid, text, summary, tags, names) values (?, ?, ?, ?, ?)", rows)
         self._memory.execute("commit")
@@ -119,9 +116,9 @@ class UserSearchIndex:
         # was chosen to describe the memory. Ordering by this expression and not by the column `rank` halves the time:
         # only the best `limit` rows are kept while sorting.
         rows = self._memory.execute(
-            "select rowid + ?, -bm25(words, 1.0, 1.5, 2.0, 3.0) as score from words where words match ?"
+            "select rowid, -bm25(words, 1.0, 1.5, 2.0, 3.0) as score from words where words match ?"
             " order by score desc, rowid desc limit ?",
-            (self._base, match, limit),
+            (match, limit),
         ).fetchall()
         return cast("list[tuple[int, float]]", rows)
 

@@ -1,0 +1,73 @@
+"""What Postgres has decided and the file does not say yet: its settling waits to ride on another commit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hybrid_memory.ports import Applied, AppliedUser, BatchApplied, Cursor
+
+
+class Settling:
+    """Batches between their decision and their commit here, laid over what is read from the file meanwhile.
+
+    On the event loop only. Losing it costs nothing: the operations are sent again and meet their mark.
+    """
+
+    def __init__(self) -> None:
+        self._decided: dict[int, Applied] = {}
+        self._revs: dict[tuple[str, str], int] = {}
+        self._heads: dict[str, list[AppliedUser]] = {}
+
+    def __len__(self) -> int:
+        return len(self._decided)
+
+    def __contains__(self, seq: int) -> bool:
+        return seq in self._decided
+
+    def begin(self, batch: BatchApplied) -> None:
+        """Take note of a decision."""
+        for applied in batch.operations:
+            operation, _, rev = applied
+            self._decided[operation.seq] = applied
+            if rev is not None:
+                self._revs[operation.user_id, operation.entity_id] = rev
+        for user in batch.users:
+            if user.as_sent:
+                self._heads.setdefault(user.user_id, []).append(user)
+
+    def end(self, batch: BatchApplied) -> None:
+        """It is written down now."""
+        for operation, _, rev in batch.operations:
+            self._decided.pop(operation.seq, None)
+            entity = operation.user_id, operation.entity_id
+            if self._revs.get(entity) == rev:
+                self._revs.pop(entity, None)
+        for user in batch.users:
+            heads = self._heads.get(user.user_id)
+            if heads is not None:
+                heads = [head for head in heads if head.head_rev > user.head_rev]
+                if heads:
+                    self._heads[user.user_id] = heads
+                else:
+                    del self._heads[user.user_id]
+
+    def decision(self, seq: int) -> Applied | None:
+        """What became of an operation, if it is known and not written down."""
+        return self._decided.get(seq)
+
+    def rev(self, user_id: str, entity_id: str, known: int) -> int:
+        """The revision of a node or relationship that stands at `known` in the file."""
+        return max(known, self._revs.get((user_id, entity_id), 0))
+
+    def cursor(self, cursor: Cursor) -> Cursor:
+        """How far a copy has come whose cursor in the file is this: our own writes move it on, as they will there."""
+        rev, epoch = cursor.rev, cursor.epoch
+        if cursor.complete:
+            for head in self._heads.get(cursor.user_id, ()):
+                if head.before_rev == rev and epoch in {None, head.epoch}:
+                    rev, epoch = head.head_rev, head.epoch
+        return cursor if rev == cursor.rev else replace(cursor, rev=rev, epoch=epoch)
+
+    def of_user(self, user_id: str) -> int:
+        """How many operations of a user."""
+        return sum(applied.operation.user_id == user_id for applied in self._decided.values())
