@@ -29,13 +29,20 @@ RELATIONSHIP_COLUMNS: Final = (
     "writer_seq",
 )  # fmt: skip
 
-UPSERT: Final = (
-    f"insert into bench.nodes ({', '.join(NODE_COLUMNS)})"
-    f" values ({', '.join(f'${place}' for place in range(1, len(NODE_COLUMNS) + 1))})"
-    " on conflict (user_id, node_id) do update set "
-    + ", ".join(f"{column} = excluded.{column}" for column in NODE_COLUMNS[2:])
-)
+
+def _upsert(table: str) -> str:
+    return (
+        f"insert into {table} ({', '.join(NODE_COLUMNS)})"
+        f" values ({', '.join(f'${place}' for place in range(1, len(NODE_COLUMNS) + 1))})"
+        " on conflict (user_id, node_id) do update set "
+        + ", ".join(f"{column} = excluded.{column}" for column in NODE_COLUMNS[2:])
+    )
+
+
+SEARCHABLE_UPSERT: Final = _upsert("bench.nodes")
 """What an application without us would send for each memory."""
+PLAIN_UPSERT: Final = _upsert("bench.plain")
+"""The same for one that never searches its memories by words."""
 
 Record = tuple[str | int | float | list[str] | datetime | None, ...]
 
@@ -59,12 +66,13 @@ def records(memories: Memories, users: Sequence[str], count: int) -> list[Record
 
 
 async def make_twin(admin: asyncpg.Connection, role: str) -> None:
-    """A table with the columns and indexes of `memory.nodes`, without its security, triggers and heads.
+    """Two tables with the columns and indexes of `memory.nodes`, without its security, triggers and heads.
 
-    It has a text index besides: who keeps memories in Postgres alone has nothing else to search them by.
+    `bench.nodes` has a text index besides: who keeps memories in Postgres alone has nothing else to search them by.
     """
     await admin.execute(f"""
         create schema bench;
+        create table bench.plain (like memory.nodes including all);
         create table bench.nodes (like memory.nodes including all);
         alter table bench.nodes add column search tsvector
             generated always as (to_tsvector('english', left(text_content, 100000))) stored;
@@ -75,22 +83,26 @@ async def make_twin(admin: asyncpg.Connection, role: str) -> None:
     """)
 
 
-async def upsert_one_by_one(connection: asyncpg.Connection, rows: Sequence[Record]) -> list[float]:
+async def upsert_one_by_one(
+    connection: asyncpg.Connection, rows: Sequence[Record], upsert: str = SEARCHABLE_UPSERT
+) -> list[float]:
     """Milliseconds of each upsert, one after the other."""
     calls: list[float] = []
     for row in rows:
         started = time.perf_counter_ns()
-        await connection.execute(UPSERT, *row)
+        await connection.execute(upsert, *row)
         calls.append((time.perf_counter_ns() - started) / 1e6)
     return calls
 
 
-async def upsert_together(pool: asyncpg.Pool, rows: Sequence[Record], callers: int) -> float:
+async def upsert_together(
+    pool: asyncpg.Pool, rows: Sequence[Record], callers: int, upsert: str = SEARCHABLE_UPSERT
+) -> float:
     """Rows a second of so many callers on a pool, each upserting one row at a time."""
 
     async def call(part: Sequence[Record]) -> None:
         for row in part:
-            await pool.execute(UPSERT, *row)
+            await pool.execute(upsert, *row)
 
     started = time.perf_counter()
     await asyncio.gather(*(call(rows[place::callers]) for place in range(callers)))

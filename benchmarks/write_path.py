@@ -29,7 +29,8 @@ _TURN = 50
 
 async def run(plan: Plan) -> list[Figure]:
     """Measure."""
-    alone, one_user, many_users = _figures()
+    alone, one_user, many_users = _figures("", _SEARCHABLE, limits=(3.5, 2.0, 1.5))
+    plain_alone, plain_one_user, plain_many_users = _figures("_plain", _PLAIN, limits=(None, None, None))
     async with AsyncExitStack() as stack:
         place = await stack.enter_async_context(stand(plan))
         admin = await stack.enter_async_context(connection(place.admin_dsn))
@@ -43,41 +44,54 @@ async def run(plan: Plan) -> list[Figure]:
         await _warm_up(manager, handles, bare, pool, memories)
         for number in range(plan.rounds):
             plan.say(f"write_path: round {number + 1} of {plan.rounds}")
-            calls, bare_calls = await _one_by_one(manager, handles[0], bare, memories, plan.sizes.single_writes)
+            calls, bare_calls, plain_calls = await _one_by_one(
+                manager, handles[0], bare, memories, plan.sizes.single_writes
+            )
             alone.add(median(calls), median(bare_calls), calls=calls)
-            for figure, whose, names in ((one_user, handles[:1], users[:1]), (many_users, handles, users)):
+            plain_alone.add(median(calls), median(plain_calls), calls=calls)
+            for figure, plain, whose, names in (
+                (one_user, plain_one_user, handles[:1], users[:1]),
+                (many_users, plain_many_users, handles, users),
+            ):
                 rows = references.records(memories, names, plan.sizes.concurrent_writes)
                 rate = await store_together(manager, whose, memories, plan.sizes.concurrent_writes)
                 figure.add(rate, await references.upsert_together(pool, rows, CALLERS))
-    return [alone, one_user, many_users]
+                plain.add(rate, await references.upsert_together(pool, rows, CALLERS, references.PLAIN_UPSERT))
+    return [alone, one_user, many_users, plain_alone, plain_one_user, plain_many_users]
 
 
-def _figures() -> tuple[Figure, Figure, Figure]:
+_TABLE = "a table with the columns and b-tree indexes of memory.nodes, no row-level security"
+_SEARCHABLE = f"{_TABLE}, and with the text index (tsvector, GIN) that searching it takes, as ours is searchable too"
+_PLAIN = f"{_TABLE}, and with nothing to search it by"
+
+
+def _figures(suffix: str, table: str, *, limits: tuple[float | None, ...]) -> tuple[Figure, Figure, Figure]:
+    one, alike, apart = limits
     pooled = (
-        f"{CALLERS} callers on a {POOL}-connection asyncpg pool, each upserting single rows of the same columns into a "
-        "table with the indexes of memory.nodes, no row-level security; each of our stores waits for DURABLE"
+        f"{CALLERS} callers on a {POOL}-connection asyncpg pool, each upserting single rows of the same columns into "
+        f"{table}; each of our stores waits for DURABLE"
     )
     return (
         Figure(
-            name="write_path.store.c1",
+            name=f"write_path.store.c1{suffix}",
             unit="ms",
-            reference="one bare asyncpg connection upserting the same columns into a table with the indexes of "
-            "memory.nodes, no row-level security; each of our stores waits for DURABLE",
-            limit=3.5,
+            reference=f"one bare asyncpg connection upserting the same columns into {table}; each of our stores waits "
+            "for DURABLE",
+            limit=one,
         ),
         Figure(
-            name="write_path.store.c64_1user",
+            name=f"write_path.store.c64_1user{suffix}",
             unit="rows/s",
             reference=f"{pooled}; all rows are one user's",
             better="higher",
-            limit=2.0,
+            limit=alike,
         ),
         Figure(
-            name="write_path.store.c64_64users",
+            name=f"write_path.store.c64_64users{suffix}",
             unit="rows/s",
             reference=f"{pooled}; each caller has a user of its own",
             better="higher",
-            limit=1.5,
+            limit=apart,
         ),
     )
 
@@ -91,22 +105,25 @@ async def _warm_up(
 ) -> None:
     await store_together(manager, handles, memories, 2 * CALLERS)
     users = [handle.user_id for handle in handles]
-    await references.upsert_one_by_one(bare, references.records(memories, users, CALLERS))
-    await references.upsert_together(pool, references.records(memories, users, 4 * CALLERS), CALLERS)
+    for upsert in (references.SEARCHABLE_UPSERT, references.PLAIN_UPSERT):
+        await references.upsert_one_by_one(bare, references.records(memories, users, CALLERS), upsert)
+        await references.upsert_together(pool, references.records(memories, users, 4 * CALLERS), CALLERS, upsert)
 
 
 async def _one_by_one(
     manager: HybridMemoryManager, handle: UserMemory, bare: asyncpg.Connection, memories: Memories, count: int
-) -> tuple[list[float], list[float]]:
-    """Milliseconds of each store and of each bare upsert, in short turns: moods of the machine hit both alike."""
+) -> tuple[list[float], list[float], list[float]]:
+    """Milliseconds of each store and of each upsert of both kinds, in short turns: moods of the machine hit all."""
     calls: list[float] = []
     bare_calls: list[float] = []
+    plain_calls: list[float] = []
     while len(calls) < count:
         turn = min(_TURN, count - len(calls))
         rows = references.records(memories, [handle.user_id], turn)
         calls += await _store_one_by_one(manager, handle, memories, turn)
         bare_calls += await references.upsert_one_by_one(bare, rows)
-    return calls, bare_calls
+        plain_calls += await references.upsert_one_by_one(bare, rows, references.PLAIN_UPSERT)
+    return calls, bare_calls, plain_calls
 
 
 async def _store_one_by_one(

@@ -28,6 +28,8 @@ class Preload:
         self._events = events
         self._flights: dict[str, asyncio.Task[bool]] = {}
         self._watchers: dict[str, list[ProgressHook]] = {}
+        # Users about whose head somebody is asking, with nothing to load yet.
+        self._asking: set[str] = set()
         # When Postgres last said that a user's copy was up to date, on the monotonic clock.
         self._confirmed: dict[str, float] = {}
 
@@ -38,6 +40,12 @@ class Preload:
 
         Raises `DurableTierError` only for what a person must mend.
         """
+        if user_id not in self._flights and user_id not in self._asking:
+            current = await self._ask(user_id)
+            if current is not None:
+                if current and progress is not None:
+                    progress(Progress(user_id=user_id, loaded=0, total=0, finished=True))
+                return current
         flight = self._flights.get(user_id)
         if flight is None:
             flight = asyncio.get_running_loop().create_task(self._bring(user_id), name="hybrid-memory-load")
@@ -48,6 +56,31 @@ class Preload:
         # Not awaited itself: leaving must not stop it, nor its being stopped look like our own cancellation.
         await asyncio.wait([flight])
         return not flight.cancelled() and flight.result()
+
+    async def _ask(self, user_id: str) -> bool | None:
+        """Whether the copy is current as it is, False when that cannot be told now; None when something is to be done.
+
+        This is how nearly every session starts where the file is kept. Nothing is changed by it, so it needs no task
+        of its own: who leaves takes only the question away.
+        """
+        cursor = self._hot.cursor(user_id)
+        if cursor is None or not cursor.complete:
+            return None
+        self._asking.add(user_id)
+        try:
+            heads = await self._feed.heads([user_id])
+        except DurableTierError as error:
+            if not error.retryable:
+                raise
+            return False
+        finally:
+            self._asking.discard(user_id)
+        if (heads and not (continues(cursor, heads[0]) and heads[0].rev == cursor.rev)) or (
+            not heads and cursor.epoch is not None
+        ):
+            return None
+        self.confirm(user_id)
+        return True
 
     def _landed(self, user_id: str) -> None:
         self._flights.pop(user_id, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import cache
 
@@ -18,6 +19,8 @@ from hybrid_memory.retry import Breaker, BreakerState
 MISCONFIGURED_PAUSE_SECONDS = 5.0
 # Below this a batch's fixed cost outweighs what working in parallel gains (measured at 64 callers).
 LEAST_SHARE = 32
+# So many callers, each with its next write, keep the event loop busy for longer than it takes to send a batch.
+MANY_CALLERS = 8
 
 
 class Relay:
@@ -220,14 +223,21 @@ class Relay:
 
     def _decided(self, batch: BatchApplied) -> Awaitable[None]:
         settled = self._outbox.settle(batch)
-        for applied in batch.operations:
-            self._deliveries.resolve(applied)
+        if len(batch.operations) < MANY_CALLERS:
+            self._deliver(batch)
+        else:
+            # They run when the next batch is on its way: until all had their turn Postgres would have nothing to do.
+            asyncio.get_running_loop().call_soon(self._deliver, batch)
         self._on_decided(batch)
         # Last, for an observer may raise.
         if self._events.attentive:
             for applied in batch.operations:
                 self._tell(applied)
         return settled
+
+    def _deliver(self, batch: BatchApplied) -> None:
+        for applied in batch.operations:
+            self._deliveries.resolve(applied)
 
     def _tell(self, applied: Applied) -> None:
         operation = applied.operation

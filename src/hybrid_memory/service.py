@@ -89,6 +89,9 @@ class Service:
         if pause is not None and pause <= 0:
             await asyncio.sleep(0)
             return
+        if pause is None:
+            await self._wake.wait()
+            return
         try:
             async with asyncio.timeout(pause):
                 await self._wake.wait()

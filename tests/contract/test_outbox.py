@@ -16,7 +16,7 @@ from hybrid_memory.graph import NodeId, Verdict
 from hybrid_memory.ports import Applied, BatchApplied
 from hybrid_memory.sqlite.accepting import QueueBounds
 from hybrid_memory.sqlite.hot_file import HotFile
-from tests.support.hot_files import CLOCK, carried, count, fresh, hot_file, keyed, related
+from tests.support.hot_files import CLOCK, carried, count, fresh, hot_file, keyed, load, related
 
 
 class Broken(ValueError):
@@ -208,6 +208,26 @@ async def test_what_is_being_settled_is_not_claimed_again_and_does_not_hide_what
     await settling
     assert seqs(file) == list(range(51, 301))
     assert file.outbox.state().entries == 250
+
+
+async def test_batches_decided_in_close_order_are_settled_in_one_step(file: HotFile) -> None:
+    await load(file, 0, [])
+    accepted = [await file.outbox.accept_node("ada", fresh(str(number))) for number in range(6)]
+    operations = file.outbox.claim(after_seq=0, limit=6)
+    # Somebody else took revisions 5 to 7 in between, so from there on the copy is not what stands in Postgres.
+    batches = [carried(operations[:2]), carried(operations[2:4], before_rev=2), carried(operations[4:], before_rev=7)]
+    waiting = [file.outbox.settle(batch) for batch in batches]
+    cursor = file.hot.cursor("ada")
+    assert cursor is not None
+    assert cursor.rev == 4
+    assert [file.outbox.verdict(one) for one in accepted] == [(Verdict.APPLIED, rev) for rev in (1, 2, 3, 4, 8, 9)]
+    await asyncio.gather(*waiting)
+    assert await count(file, "receipts") == 1
+    assert await count(file, "outbox") == 0
+    assert [file.outbox.verdict(one) for one in accepted] == [(Verdict.APPLIED, rev) for rev in (1, 2, 3, 4, 8, 9)]
+    cursor = file.hot.cursor("ada")
+    assert cursor is not None
+    assert cursor.rev == 4
 
 
 async def test_a_claim_gives_one_users_operations_or_everybodys_in_order(file: HotFile) -> None:

@@ -454,6 +454,23 @@ async def test_what_one_process_stores_another_reads_to_the_letter(postgres: Dat
         assert seen.freshness().complete
 
 
+async def test_what_postgres_has_decided_is_told_before_the_file_says_it(postgres: Database, tmp_path: Path) -> None:
+    async with opened(postgres, tmp_path) as manager:
+        ann = await manager.ensure_user_memories("ann")
+        one = await ann.store({"n": 1}, context_type=FACT, wait=LONG)
+        two = await ann.store({"n": 2}, context_type=FACT, wait=LONG)
+        edge = await ann.relate(one.node_id, two.node_id, "led_to", wait=LONG)
+        # The file learns of it with a later commit, or after some 40 ms.
+        assert ann.freshness().rev == edge.rev == 3
+        (neighbour,) = await ann.neighbours(one.node_id)
+        assert (neighbour.node.rev, neighbour.relationship.rev) == (two.rev, edge.rev)
+        node = await ann.get(one.node_id)
+        assert node is not None
+        assert node.rev == one.rev
+        await both_tiers_agree(manager, ann)
+        assert ann.freshness().rev == 3
+
+
 async def test_an_expected_revision_is_that_of_the_last_write(postgres: Database, tmp_path: Path) -> None:
     async with opened(postgres, tmp_path) as manager:
         ann = await manager.ensure_user_memories("ann")

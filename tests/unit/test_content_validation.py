@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybrid_memory import validation
+from hybrid_memory.changes import searchable_text
 from hybrid_memory.errors import InvalidInput
 from hybrid_memory.jsontext import decode, encode
 
@@ -210,4 +211,5 @@ def test_content_comes_back_equal_or_is_refused_by_name(value: dict[str, object]
         place = "content"
         assert decode(text) == value
         assert text.encode()
+        assert validation.searchable_content(value) == (text, searchable_text(decode(text)))
     assert place.startswith("content")

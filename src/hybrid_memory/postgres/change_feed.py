@@ -57,11 +57,27 @@ class PostgresChangeFeed:
         """The heads of those users that have one; one round trip."""
         if not user_ids:
             return []
+        if len(user_ids) == 1:
+            return await self._head_of(user_ids[0])
 
         async def work(connection: Connection) -> list[asyncpg.Record]:
             return await connection.fetch(self._HEADS, user_ids)
 
         return [_head(record) for record in await self._polling.run(work)]
+
+    _HEAD: Final[LiteralString] = "select memory.head_of($1)"
+
+    async def _head_of(self, user_id: str) -> list[Head]:
+        async def work(connection: Connection) -> list[asyncpg.Record]:
+            return await connection.fetch(self._HEAD, user_id)
+
+        ((found,),) = await self._polling.run(work)
+        if found is None:
+            return []
+        epoch, rev, erased_rev, log_file = found
+        # The timeline is the first 32 bits of the name of a file of the log.
+        timeline = int(log_file[:8], 16)
+        return [Head(user_id=user_id, epoch=epoch, rev=int(rev), erased_rev=int(erased_rev), timeline=timeline)]
 
     def snapshot(self, user_id: str, *, after_rev: int | None) -> AbstractAsyncContextManager[Snapshot]:
         """The live graph (`after_rev` None) or all rows newer than a revision, tombstones included, in one snapshot.

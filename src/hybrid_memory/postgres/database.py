@@ -154,19 +154,27 @@ class Link:
         happened.
         """
         limit = (deadline or self._purpose.deadline).total_seconds()
-        # What `held` does, without its cost: every write and every session start passes here.
+        # What `held` does, without its cost: every write and every session start passes here. For the same reason the
+        # deadline is a timer that cuts the connection off, on which the driver gives up: a time-out context costs more
+        # than all the rest.
         async with self._lock:
             connection = await self._opened()
             healthy = False
+            timer = asyncio.get_running_loop().call_later(limit, connection.terminate)
             try:
                 with explained(after_sending=writes):
-                    async with asyncio.timeout(limit):
+                    try:
                         result = await work(connection)
+                    except DRIVER_FAILURES:
+                        if timer.when() <= asyncio.get_running_loop().time():
+                            raise TimeoutError from None
+                        raise
                 healthy = True
             except (HybridMemoryError, Disputed) as error:
                 healthy = not isinstance(error, (Unreachable, ReadOnly))
                 raise
             finally:
+                timer.cancel()
                 if not healthy or connection.is_closed() or connection.is_in_transaction():
                     self._cut(connection)
         return result

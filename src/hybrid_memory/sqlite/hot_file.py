@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Self, cast
 
-from hybrid_memory.changes import Operation
+from hybrid_memory.changes import Kind, Operation
 from hybrid_memory.clock import Clock, IdSource
 from hybrid_memory.errors import StorageCorrupt
 from hybrid_memory.migrations import Migration, Recorded, load, plan
-from hybrid_memory.ports import Opening
+from hybrid_memory.ports import BatchApplied, Opening
 from hybrid_memory.sqlite.accepting import Acceptance, QueueBounds, Stored
 from hybrid_memory.sqlite.database import Database, Hooks
 from hybrid_memory.sqlite.dead_letters import SqliteDeadLetters
@@ -66,7 +66,7 @@ class HotFile:
             ledger,
             acceptance,
             on_stored=self._stored,
-            on_erasure_settled=self._erasure_settled,
+            on_settled=self._settled,
         )
         self.hot = SqliteHotTier(database, self._indexes, clock, self.outbox.settling, self.outbox.queued_of)
         self.replica = SqliteReplica(database, ledger, acceptance, self._shown)
@@ -104,8 +104,12 @@ class HotFile:
         if stored.row_id is not None:
             self._indexes.mark_changed(stored.user_no, [stored.row_id])
 
-    def _erasure_settled(self, user_id: str) -> None:
-        self.hot.erasure_settled(user_id)
+    def _settled(self, batch: BatchApplied) -> None:
+        for user in batch.users:
+            self.hot.cursor_changed(user.user_id)
+        for applied in batch.operations:
+            if applied.operation.kind is Kind.ERASE:
+                self.hot.erasure_settled(applied.operation.user_id)
 
     def _retried(self) -> None:
         self.outbox.forget_newest()
@@ -117,6 +121,7 @@ class HotFile:
         if shown.rejected:
             self.on_rejected(shown.rejected)
         self.hot.moved(shown.user_id, shown.user_no)
+        self.hot.cursor_changed(shown.user_id)
         if shown.loaded and shown.user_no is not None:
             # Nobody has to wait for it; a search that comes sooner builds it itself.
             indexing = self.database.read_soon(partial(self._indexes.prepare, shown.user_no))

@@ -80,6 +80,8 @@ class SqliteHotTier:
         self._queued_of = queued_of
         self._user_nos: dict[str, int] = {}
         self._erased_revs: dict[str, int] = {}
+        # The cursors in the file, read together at the first question; a change takes its user's away.
+        self._cursors: dict[str, Cursor | None] | None = None
 
     def moved(self, user_id: str, user_no: int | None) -> None:
         """Note that another generation of a user is visible now; None: the user is gone."""
@@ -87,7 +89,7 @@ class SqliteHotTier:
         if former == user_no:
             return
         self._user_nos.pop(user_id, None)
-        self._erased_revs.pop(user_id, None)
+        self.erasure_settled(user_id)
         if user_no is not None:
             self._user_nos[user_id] = user_no
         if former is not None:
@@ -96,6 +98,7 @@ class SqliteHotTier:
     def erasure_settled(self, user_id: str) -> None:
         """Note that the last erasure known of a user is another now."""
         self._erased_revs.pop(user_id, None)
+        self.cursor_changed(user_id)
 
     def get(self, user_id: str, node_id: NodeId) -> MemoryNode | None:
         """The node, at once."""
@@ -142,16 +145,30 @@ class SqliteHotTier:
 
     def cursor(self, user_id: str) -> Cursor | None:
         """How far the user's copy has come, or None if nothing of the user is held."""
-        row = self._point.execute(
-            f"select {_CURSOR} from users where user_id = ?",  # noqa: S608 - constants only
-            (user_id,),
-        ).fetchone()
-        return None if row is None else self._settling.cursor(_cursor(row))
+        if self._cursors is None:
+            self._cursors = {cursor.user_id: cursor for cursor in self._stored_cursors()}
+        try:
+            cursor = self._cursors[user_id]
+        except KeyError:
+            row = self._point.execute(
+                f"select {_CURSOR} from users where user_id = ?",  # noqa: S608 - constants only
+                (user_id,),
+            ).fetchone()
+            cursor = self._cursors[user_id] = None if row is None else _cursor(row)
+        return None if cursor is None else self._settling.cursor(cursor)
+
+    def cursor_changed(self, user_id: str) -> None:
+        """Note that a commit changed the user's cursor in the file."""
+        if self._cursors is not None:
+            self._cursors.pop(user_id, None)
 
     def cursors(self) -> list[Cursor]:
         """The cursors of all users held."""
+        return [self._settling.cursor(cursor) for cursor in self._stored_cursors()]
+
+    def _stored_cursors(self) -> list[Cursor]:
         rows = self._point.execute(f"select {_CURSOR} from users").fetchall()  # noqa: S608 - constants only
-        return [self._settling.cursor(_cursor(row)) for row in rows]
+        return [_cursor(row) for row in rows]
 
     def erased_rev(self, user_id: str) -> int:
         """The last erasure known of a user, 0 for none, -1 while Postgres has not been asked.

@@ -15,7 +15,7 @@ import orjson
 from hybrid_memory.changes import Kind, NodeChange, Operation, RelationshipChange
 from hybrid_memory.graph import NodeId, Verdict
 from hybrid_memory.payloads import carried_relationship
-from hybrid_memory.ports import Accepted, Applied, BatchApplied, QueueState
+from hybrid_memory.ports import Accepted, Applied, AppliedUser, BatchApplied, QueueState
 from hybrid_memory.sqlite.accepting import Acceptance, Stored
 from hybrid_memory.sqlite.database import Database
 from hybrid_memory.sqlite.ledger import Ledger
@@ -37,14 +37,17 @@ class SqliteOutbox:
         acceptance: Acceptance,
         *,
         on_stored: Callable[[Stored], None],
-        on_erasure_settled: Callable[[str], None],
+        on_settled: Callable[[BatchApplied], None],
     ) -> None:
         self._database = database
         self._ledger = ledger
         self._acceptance = acceptance
         self._on_stored = on_stored
-        self._on_erasure_settled = on_erasure_settled
+        self._on_settled = on_settled
         self.settling = Settling()
+        # The batches of the settlement that waits to be taken along, if one does.
+        self._batches: list[BatchApplied] = []
+        self._settlement: asyncio.Future[None] | None = None
         # The newest queue entries without a gap, so that the relay need not read back what was just written.
         self._newest: deque[Operation] = deque(maxlen=NEWEST_KEPT)
 
@@ -121,45 +124,47 @@ class SqliteOutbox:
         A crash before that commit costs nothing: the operations are sent again and meet their mark.
         """
         self.settling.begin(batch)
-        return self._database.write(partial(self._settle, batch), after=lambda _: self._settled(batch), ride=True)
+        if self._settlement is None or not self._database.rides(self._settlement):
+            # Settled with one, in one go, is whatever is decided until a commit takes it along.
+            self._batches = [batch]
+            self._settlement = self._database.write(
+                partial(self._settle, self._batches), after=partial(self._settled, self._batches), ride=True
+            )
+        else:
+            self._batches.append(batch)
+        return self._settlement
 
-    def _settled(self, batch: BatchApplied) -> None:
-        self.settling.end(batch)
-        for applied in batch.operations:
-            if applied.operation.kind is Kind.ERASE:
-                self._on_erasure_settled(applied.operation.user_id)
+    def _settled(self, batches: list[BatchApplied], _: None) -> None:
+        for batch in batches:
+            self.settling.end(batch)
+            self._on_settled(batch)
 
-    def _settle(self, batch: BatchApplied, connection: sqlite3.Connection) -> None:
+    def _settle(self, batches: list[BatchApplied], connection: sqlite3.Connection) -> None:
         now_us = self._ledger.now_us()
-        seqs = sorted(a.operation.seq for a in batch.operations)
-        decided = [(a.operation.seq, a.rev, a.verdict) for a in batch.operations]
-        keep_verdicts(connection, seqs, decided, now_us)
+        decided = [applied for batch in batches for applied in batch.operations]
+        decided.sort(key=_seq)
+        seqs = [applied.operation.seq for applied in decided]
+        keep_verdicts(connection, seqs, [(one.operation.seq, one.rev, one.verdict) for one in decided], now_us)
         removed = connection.executemany("delete from outbox where seq between ? and ?", _runs(seqs)).rowcount
         self._ledger.queue.entries -= removed
-        self._ledger.queue.payload_bytes -= sum(len(a.operation.payload) for a in batch.operations)
+        self._ledger.queue.payload_bytes -= sum(len(one.operation.payload) for one in decided)
         if removed != len(seqs):
             # An erasure took some of them away meanwhile, and their bytes off the count.
             self._ledger.count_bytes(connection)
         # A row decided otherwise than its writer wished comes by the feed, with the revision that stands.
-        stood = [a for a in batch.operations if a.rev is not None and a.verdict is Verdict.APPLIED]
-        self._number_nodes(connection, [a for a in stood if a.operation.kind is Kind.NODE])
-        self._number_relationships(connection, [a for a in stood if a.operation.kind is Kind.RELATIONSHIP])
-        erasures = {a.operation.user_id: a.rev or 0 for a in batch.operations if a.operation.kind is Kind.ERASE}
+        stood = [one for one in decided if one.rev is not None and one.verdict is Verdict.APPLIED]
+        self._number_nodes(connection, [one for one in stood if one.operation.kind is Kind.NODE])
+        self._number_relationships(connection, [one for one in stood if one.operation.kind is Kind.RELATIONSHIP])
+        erasures = {one.operation.user_id: one.rev or 0 for one in decided if one.operation.kind is Kind.ERASE}
         self._ledger.erasures |= erasures
         connection.executemany(
             "update users set erased_rev = ? where user_id = ?", [(rev, user) for user, rev in erasures.items()]
         )
-        # Where nobody else wrote in between, the copy already is what stands in Postgres: no echo need be fetched.
-        moved = [(user.user_id, user.head_rev, user.before_rev, user.epoch) for user in batch.users if user.as_sent]
-        connection.execute(
-            "update users set rev = j.rev, epoch = j.epoch, confirmed_at = ? from (select value ->> 0 as user_id,"
-            " value ->> 1 as rev, value ->> 2 as before_rev, value ->> 3 as epoch from json_each(?)) as j"
-            " where users.user_id = j.user_id and users.complete = 1 and users.rev = j.before_rev"
-            " and (users.epoch is null or users.epoch = j.epoch)",
-            (now_us, orjson.dumps(moved).decode()),
-        )
+        _move_cursors(connection, [user for batch in batches for user in batch.users if user.as_sent], now_us)
 
     def _number_nodes(self, connection: sqlite3.Connection, stood: list[Applied]) -> None:
+        if not stood:
+            return
         # One statement for all, for the reason told in `staging`.
         numbered = [
             (user_no, a.operation.entity_id, a.rev)
@@ -237,6 +242,34 @@ class SqliteOutbox:
         """How many of a user's operations are queued."""
         row = self._database.point.execute("select count(*) from outbox where user_id = ?", (user_id,)).fetchone()
         return max(0, cast("int", row[0]) - self.settling.of_user(user_id))
+
+
+def _seq(applied: Applied) -> int:
+    return applied.operation.seq
+
+
+def _move_cursors(connection: sqlite3.Connection, users: list[AppliedUser], now_us: int) -> None:
+    """Move the cursors of copies that already are what stands in Postgres, where nobody else wrote in between.
+
+    Then no echo need be fetched. What follows without a gap counts as one step.
+    """
+    moves: list[tuple[str, int, int, str]] = []
+    last: dict[str, int] = {}
+    for user_id, epoch, before_rev, head_rev, _ in users:
+        place = last.get(user_id)
+        if place is not None and moves[place][1] == before_rev and moves[place][3] == epoch:
+            moves[place] = (user_id, head_rev, moves[place][2], epoch)
+        else:
+            last[user_id] = len(moves)
+            moves.append((user_id, head_rev, before_rev, epoch))
+    if moves:
+        connection.execute(
+            "update users set rev = j.rev, epoch = j.epoch, confirmed_at = ? from (select value ->> 0 as user_id,"
+            " value ->> 1 as rev, value ->> 2 as before_rev, value ->> 3 as epoch from json_each(?)) as j"
+            " where users.user_id = j.user_id and users.complete = 1 and users.rev = j.before_rev"
+            " and (users.epoch is null or users.epoch = j.epoch)",
+            (now_us, orjson.dumps(moves).decode()),
+        )
 
 
 def _runs(seqs: list[int]) -> list[tuple[int, int]]:
