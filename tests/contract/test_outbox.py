@@ -17,6 +17,7 @@ from hybrid_memory.ports import Applied, BatchApplied
 from hybrid_memory.sqlite.accepting import QueueBounds
 from hybrid_memory.sqlite.hot_file import HotFile
 from tests.support.hot_files import CLOCK, carried, count, fresh, hot_file, keyed, load, related
+from tests.support.waiting import until
 
 
 class Broken(ValueError):
@@ -228,6 +229,30 @@ async def test_batches_decided_in_close_order_are_settled_in_one_step(file: HotF
     cursor = file.hot.cursor("ada")
     assert cursor is not None
     assert cursor.rev == 4
+
+
+async def test_a_decision_that_could_not_be_written_down_is_when_it_can(file: HotFile) -> None:
+    accepted = await file.outbox.accept_node("ada", fresh("1"))
+    batch = carried(file.outbox.claim(after_seq=0, limit=1))
+
+    def fill_up(connection: sqlite3.Connection) -> None:
+        connection.execute(
+            "create temp trigger full before delete on main.outbox begin select raise(abort, 'no room'); end"
+        )
+
+    def make_room(connection: sqlite3.Connection) -> None:
+        connection.execute("drop trigger temp.full")
+
+    await file.database.write(fill_up)
+    with pytest.raises(StorageFailed):
+        await file.outbox.settle(batch)
+    assert file.outbox.verdict(accepted) == (Verdict.APPLIED, 1)
+    assert file.outbox.state().entries == 0
+    assert seqs(file) == []
+    await file.database.write(make_room)
+    await until(lambda: not file.outbox.settling)
+    assert await count(file, "outbox") == 0
+    assert await count(file, "receipts") == 1
 
 
 async def test_a_claim_gives_one_users_operations_or_everybodys_in_order(file: HotFile) -> None:

@@ -131,6 +131,11 @@ class Database:
         """Why the writer stopped, None while it works."""
         return self._failure
 
+    @property
+    def takes_work(self) -> bool:
+        """Whether `write` would take a work: not once it is closing, nor when the writer has stopped."""
+        return not self._closing and self._failure is None
+
     async def prepare(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` on the writer before the writer task serves; it makes its own transactions."""
         return await self._writer.run(work)

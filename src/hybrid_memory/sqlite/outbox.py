@@ -25,6 +25,8 @@ from hybrid_memory.sqlite.verdicts import keep_verdicts, kept_verdict
 
 # Some batches' worth: the relay is seldom further behind, and then reads the file.
 NEWEST_KEPT: Final = 1_024
+# Seldom enough to cost nothing while a disk is full, soon enough that the queue does not look stuck after it.
+SETTLE_AGAIN_SECONDS: Final = 1.0
 
 
 class SqliteOutbox:
@@ -127,12 +129,27 @@ class SqliteOutbox:
         if self._settlement is None or not self._database.rides(self._settlement):
             # Settled with one, in one go, is whatever is decided until a commit takes it along.
             self._batches = [batch]
-            self._settlement = self._database.write(
-                partial(self._settle, self._batches), after=partial(self._settled, self._batches), ride=True
-            )
+            self._settlement = self._write_down(self._batches)
         else:
             self._batches.append(batch)
         return self._settlement
+
+    def _write_down(self, batches: list[BatchApplied]) -> asyncio.Future[None]:
+        settlement = self._database.write(
+            partial(self._settle, batches), after=partial(self._settled, batches), ride=True
+        )
+        settlement.add_done_callback(partial(self._look_after, batches))
+        return settlement
+
+    def _look_after(self, batches: list[BatchApplied], settlement: asyncio.Future[None]) -> None:
+        # A full disk, most likely. What is decided stays decided: it is written down when there is room again, and
+        # until then told from memory.
+        if not settlement.cancelled() and settlement.exception() is not None and self._database.takes_work:
+            settlement.get_loop().call_later(SETTLE_AGAIN_SECONDS, self._try_again, batches)
+
+    def _try_again(self, batches: list[BatchApplied]) -> None:
+        if self._database.takes_work:
+            self._write_down(batches)
 
     def _settled(self, batches: list[BatchApplied], _: None) -> None:
         for batch in batches:
