@@ -103,7 +103,7 @@ create table vectors (
     primary key (user_no, node_id, model)
 ) strict;
 
--- seq is gap-free and never used twice; `meta.last_seq` remembers it when the queue is empty.
+-- seq is gap-free and never used twice: it goes on from the highest that is here or was here.
 create table outbox (
     seq integer primary key not null,
     op_id text not null,
@@ -119,6 +119,10 @@ create table outbox (
     accepted_at integer not null
 ) strict;
 create index outbox_by_entity on outbox (user_id, entity_id);
+-- Whatever removes an entry, its number is remembered; what only adds entries need not write it down.
+create trigger outbox_remembers after delete on outbox begin
+    update meta set value = cast(old.seq as text) where key = 'last_seq' and cast(value as integer) < old.seq;
+end;
 
 create table dead_letters (
     op_id text primary key not null,

@@ -127,13 +127,22 @@ async def test_queue_numbers_have_no_gap_after_failures_and_restarts(tmp_path: P
             assert seqs(file) == list(range(1, (generation + 1) * 6 + 1))
 
 
-async def test_numbers_are_not_given_out_twice_when_the_queue_was_empty_at_the_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["settled", "buried", "erased"])
+async def test_numbers_are_not_given_out_twice_when_the_queue_was_empty_at_the_end(tmp_path: Path, way: str) -> None:
     async with hot_file(tmp_path) as file:
-        await file.outbox.accept_node("ada", fresh())
-        await file.outbox.settle(carried(file.outbox.claim(after_seq=0, limit=10)))
+        for _ in range(3):
+            await file.outbox.accept_node("ada", fresh())
+        queued = file.outbox.claim(after_seq=0, limit=10)
+        if way == "settled":
+            await file.outbox.settle(carried(queued))
+        elif way == "buried":
+            for one in reversed(queued):
+                await file.outbox.bury(one, sqlstate="22P05", reason="nothing takes it")
+        else:
+            await file.replica.erase("ada", erased_rev=1)
         assert seqs(file) == []
     async with hot_file(tmp_path) as file:
-        assert (await file.outbox.accept_node("ada", fresh())).seq == 2
+        assert (await file.outbox.accept_node("ada", fresh())).seq == 4
 
 
 async def test_an_entry_and_its_row_are_there_together_as_soon_as_it_is_accepted(file: HotFile) -> None:

@@ -83,7 +83,7 @@ class HotFile:
         ledger = Ledger(clock, ids)
         hooks = Hooks(
             before_work=ledger.staging.flush,
-            before_commit=ledger.before_commit,
+            before_commit=ledger.staging.flush,
             after_commit=ledger.publish,
             after_rollback=ledger.forget,
         )

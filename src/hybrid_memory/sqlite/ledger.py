@@ -22,7 +22,6 @@ class Queue:
 @dataclass(slots=True)
 class _Numbers:
     last_seq: int
-    saved_seq: int
     next_user_no: int
     next_row_id: int
     user_nos: dict[str, int] = field(default_factory=dict[str, int])
@@ -113,14 +112,6 @@ class Ledger:
         numbers.next_row_id += count
         return first
 
-    def before_commit(self, connection: sqlite3.Connection) -> None:
-        """Write what is staged, and what must not be lost with the memory."""
-        self.staging.flush(connection)
-        numbers = self._numbers
-        if numbers is not None and numbers.last_seq != numbers.saved_seq:
-            connection.execute("update meta set value = ? where key = 'last_seq'", (str(numbers.last_seq),))
-            numbers.saved_seq = numbers.last_seq
-
     def publish(self) -> None:
         """Show the counts to the event loop; the writer rests."""
         if self._numbers is not None:
@@ -163,4 +154,4 @@ class Ledger:
         self.queue.entries, self.queue.payload_bytes, self.queue.dead_letters = entries, payload_bytes, dead
         self._stamps.observe(stamp)
         last_seq = max(int(meta.get("last_seq", "0")), last_queued)
-        return _Numbers(last_seq=last_seq, saved_seq=last_seq, next_user_no=top_user_no + 1, next_row_id=top_row_id + 1)
+        return _Numbers(last_seq=last_seq, next_user_no=top_user_no + 1, next_row_id=top_row_id + 1)
