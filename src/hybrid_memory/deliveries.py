@@ -9,8 +9,10 @@ from typing import TypeAlias
 from hybrid_memory.errors import Closed
 from hybrid_memory.ports import Accepted, Applied
 
-# Time-outs are looked at together this often: a timer for each costs as much as all else that waiting does.
-TICK_SECONDS = 0.005
+# Time-outs that fall close together are looked at together, at most so much late: a timer for each would cost as much
+# as all else that waiting does.
+LATE_SECONDS = 0.005
+LATE_SHARE = 0.005
 
 _Waiter: TypeAlias = "asyncio.Future[Applied | None]"
 
@@ -20,7 +22,7 @@ class Deliveries:
 
     def __init__(self) -> None:
         self._waiting: dict[int, list[_Waiter]] = {}
-        self._due: dict[int, set[_Waiter]] = {}
+        self._due: dict[float, set[_Waiter]] = {}
         self._closed = False
 
     async def wait(self, accepted: Accepted, timeout_seconds: float | None) -> Applied | None:
@@ -30,7 +32,7 @@ class Deliveries:
         loop = asyncio.get_running_loop()
         future: _Waiter = loop.create_future()
         self._waiting.setdefault(accepted.seq, []).append(future)
-        due = None if timeout_seconds is None else self._due_at(loop, loop.time() + timeout_seconds)
+        due = None if timeout_seconds is None else self._due_after(loop, timeout_seconds)
         if due is not None:
             due.add(future)
         try:
@@ -40,16 +42,17 @@ class Deliveries:
                 due.discard(future)
             self._forget(accepted.seq, future)
 
-    def _due_at(self, loop: asyncio.AbstractEventLoop, moment: float) -> set[_Waiter]:
-        tick = ceil(moment / TICK_SECONDS)
-        due = self._due.get(tick)
+    def _due_after(self, loop: asyncio.AbstractEventLoop, timeout_seconds: float) -> set[_Waiter]:
+        grain = max(LATE_SECONDS, LATE_SHARE * timeout_seconds)
+        moment = ceil((loop.time() + timeout_seconds) / grain) * grain
+        due = self._due.get(moment)
         if due is None:
-            due = self._due[tick] = set()
-            loop.call_at(tick * TICK_SECONDS, self._time_out, tick)
+            due = self._due[moment] = set()
+            loop.call_at(moment, self._time_out, moment)
         return due
 
-    def _time_out(self, tick: int) -> None:
-        for future in self._due.pop(tick):
+    def _time_out(self, moment: float) -> None:
+        for future in self._due.pop(moment):
             _give_up(future)
 
     def check_open(self) -> None:
