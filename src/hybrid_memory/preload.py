@@ -75,9 +75,7 @@ class Preload:
             return False
         finally:
             self._asking.discard(user_id)
-        if (heads and not (continues(cursor, heads[0]) and heads[0].rev == cursor.rev)) or (
-            not heads and cursor.epoch is not None
-        ):
+        if not is_current(cursor, heads[0] if heads else None):
             return None
         self.confirm(user_id)
         return True
@@ -204,6 +202,13 @@ class Preload:
         self._events.emit(
             LoadFinished(user_id=user_id, nodes=nodes, relationships=relationships, seconds=seconds, full=full)
         )
+
+
+def is_current(cursor: Cursor, head: Head | None) -> bool:
+    """Whether a copy at `cursor` is what stands in Postgres, where the user has that head, or none."""
+    if head is None:
+        return cursor.epoch is None
+    return continues(cursor, head) and cursor.rev == head.rev
 
 
 def continues(cursor: Cursor, head: Head) -> bool:

@@ -37,7 +37,7 @@ _NODE = (
     " n.labels"
 )
 _EXPIRES_AT = 8
-_CURSOR = "user_id, epoch, rev, erased_rev, timeline, complete, confirmed_at"
+_CURSORS = "select user_id, epoch, rev, erased_rev, timeline, complete, confirmed_at from users"
 _WIDTH = 10
 # Only whole column lists of this module are put together below; every value is bound.
 _GET = f"select {_NODE} from nodes n where n.user_no = ? and n.node_id = ? and n.deleted_at is null"  # noqa: S608 - constants only
@@ -150,10 +150,7 @@ class SqliteHotTier:
         try:
             cursor = self._cursors[user_id]
         except KeyError:
-            row = self._point.execute(
-                f"select {_CURSOR} from users where user_id = ?",  # noqa: S608 - constants only
-                (user_id,),
-            ).fetchone()
+            row = self._point.execute(_CURSORS + " where user_id = ?", (user_id,)).fetchone()
             cursor = self._cursors[user_id] = None if row is None else _cursor(row)
         return None if cursor is None else self._settling.cursor(cursor)
 
@@ -167,8 +164,7 @@ class SqliteHotTier:
         return [self._settling.cursor(cursor) for cursor in self._stored_cursors()]
 
     def _stored_cursors(self) -> list[Cursor]:
-        rows = self._point.execute(f"select {_CURSOR} from users").fetchall()  # noqa: S608 - constants only
-        return [_cursor(row) for row in rows]
+        return [_cursor(row) for row in self._point.execute(_CURSORS).fetchall()]
 
     def erased_rev(self, user_id: str) -> int:
         """The last erasure known of a user, 0 for none, -1 while Postgres has not been asked.
