@@ -22,7 +22,8 @@ from benchmarks.stand import folder
 from hybrid_memory import HybridMemoryManager, UserMemory
 from hybrid_memory.clock import IdSource, SystemClock
 from hybrid_memory.connect import connect
-from hybrid_memory.ports import Head, Replica
+from hybrid_memory.messages import Head
+from hybrid_memory.ports import Replica
 from hybrid_memory.settings import Settings, read_environment
 from hybrid_memory.sqlite.driver import choose_driver, configure_reader
 from hybrid_memory.sqlite.slots import slot_path

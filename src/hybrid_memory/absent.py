@@ -11,7 +11,8 @@ from typing import NoReturn
 from hybrid_memory.changes import Operation
 from hybrid_memory.errors import Unreachable
 from hybrid_memory.graph import Digest
-from hybrid_memory.ports import BatchApplied, Head, Opening, Snapshot
+from hybrid_memory.messages import BatchApplied, Head, Opening
+from hybrid_memory.ports import Snapshot
 
 
 class AbsentPostgres:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from math import ceil
-from typing import TypeAlias
+from typing import NamedTuple
 
 from hybrid_memory.errors import Closed
-from hybrid_memory.ports import Accepted, Applied
+from hybrid_memory.messages import Accepted, Applied
 
 # Time-outs that fall close together are looked at together, at most so much late: a timer for each would cost as much
 # as all else that waiting does.
 LATE_SECONDS = 0.005
 LATE_SHARE = 0.005
 
-_Waiter: TypeAlias = "asyncio.Future[Applied | None]"
+
+class _Waiter(NamedTuple):
+    accepted: Accepted
+    future: asyncio.Future[Accepted]
+    moment: float | None
+    """When it is let go, on the event loop's clock; None: never."""
 
 
 class Deliveries:
@@ -22,62 +27,85 @@ class Deliveries:
 
     def __init__(self) -> None:
         self._waiting: dict[int, list[_Waiter]] = {}
-        self._due: dict[float, set[_Waiter]] = {}
+        self._due: dict[float, set[int]] = {}
         self._closed = False
+
+    def tell(self, accepted: Accepted, future: asyncio.Future[Accepted], timeout_seconds: float) -> None:
+        """Answer `future` with the decision on an operation still queued.
+
+        When the time, or the manager's life, is over before, the answer is `accepted` as it is.
+        """
+        self._enlist(accepted, future, timeout_seconds)
 
     async def wait(self, accepted: Accepted, timeout_seconds: float | None) -> Applied | None:
         """The decision on an operation still queued, or None when the time, or the manager's life, is over first."""
-        if self._closed:
-            return None
-        loop = asyncio.get_running_loop()
-        future: _Waiter = loop.create_future()
-        self._waiting.setdefault(accepted.seq, []).append(future)
-        due = None if timeout_seconds is None else self._due_after(loop, timeout_seconds)
-        if due is not None:
-            due.add(future)
+        future: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
+        waiter = self._enlist(accepted, future, timeout_seconds)
         try:
-            return await future
+            return (await future).applied
         finally:
-            if due is not None:
-                due.discard(future)
-            self._forget(accepted.seq, future)
+            self._strike(waiter)
 
-    def _due_after(self, loop: asyncio.AbstractEventLoop, timeout_seconds: float) -> set[_Waiter]:
+    def _enlist(self, accepted: Accepted, future: asyncio.Future[Accepted], timeout_seconds: float | None) -> _Waiter:
+        if self._closed:
+            future.set_result(accepted)
+            return _Waiter(accepted, future, None)
+        moment = None
+        if timeout_seconds is not None:
+            moment = self._moment_after(timeout_seconds)
+            self._due[moment].add(accepted.seq)
+        waiter = _Waiter(accepted, future, moment)
+        self._waiting.setdefault(accepted.seq, []).append(waiter)
+        return waiter
+
+    def _moment_after(self, timeout_seconds: float) -> float:
+        loop = asyncio.get_running_loop()
         grain = max(LATE_SECONDS, LATE_SHARE * timeout_seconds)
         moment = ceil((loop.time() + timeout_seconds) / grain) * grain
-        due = self._due.get(moment)
-        if due is None:
-            due = self._due[moment] = set()
+        if moment not in self._due:
+            self._due[moment] = set()
             loop.call_at(moment, self._time_out, moment)
-        return due
+        return moment
 
     def _time_out(self, moment: float) -> None:
-        for future in self._due.pop(moment):
-            _give_up(future)
+        for seq in self._due.pop(moment):
+            for waiter in [one for one in self._waiting[seq] if one.moment == moment]:
+                _give_up(waiter)
+                self._strike(waiter)
 
     def check_open(self) -> None:
         """Raise `Closed` once the manager is closed: what is undecided by then, the next opening will hear."""
         if self._closed:
             raise Closed("the manager was closed before Postgres decided", fix="open it again: the write is queued")
 
-    def _forget(self, seq: int, future: _Waiter) -> None:
-        futures = self._waiting[seq]
-        if len(futures) == 1:
-            del self._waiting[seq]
+    def _strike(self, waiter: _Waiter) -> None:
+        """Take a waiter off the list, if it still is on it."""
+        seq = waiter.accepted.seq
+        left = [one for one in self._waiting.get(seq, ()) if one.future is not waiter.future]
+        if left:
+            self._waiting[seq] = left
         else:
-            futures.remove(future)
+            self._waiting.pop(seq, None)
+        if waiter.moment in self._due and all(one.moment != waiter.moment for one in left):
+            self._due[waiter.moment].discard(seq)
 
     def resolve(self, applied: Applied) -> None:
         """Tell whoever waits for this operation."""
-        for future in self._waiting.get(applied.operation.seq, ()):
+        seq = applied.operation.seq
+        for accepted, future, moment in self._waiting.pop(seq, ()):
+            if moment in self._due:
+                self._due[moment].discard(seq)
             if not future.done():
-                future.set_result(applied)
+                future.set_result(Accepted(*accepted[:4], applied))
 
     def release(self) -> None:
         """Postgres is known to be away: nobody need wait out the time."""
-        for futures in self._waiting.values():
-            for future in futures:
-                _give_up(future)
+        waiting, self._waiting = self._waiting, {}
+        for seqs in self._due.values():
+            seqs.clear()
+        for waiters in waiting.values():
+            for waiter in waiters:
+                _give_up(waiter)
 
     def close(self) -> None:
         """Nothing will be decided any more."""
@@ -85,6 +113,6 @@ class Deliveries:
         self.release()
 
 
-def _give_up(future: _Waiter) -> None:
-    if not future.done():
-        future.set_result(None)
+def _give_up(waiter: _Waiter) -> None:
+    if not waiter.future.done():
+        waiter.future.set_result(waiter.accepted)

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from hybrid_memory.errors import HybridMemoryError
-from hybrid_memory.ports import ChangeFeed, Cursor, Head, HotTier
+from hybrid_memory.messages import Cursor, Head
+from hybrid_memory.ports import ChangeFeed, HotTier
 from hybrid_memory.retry import Backoff
 
 # The shortest time between two hints of this process (faults.md P29: a commit-wide lock is held for each).

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from hybrid_memory.connect import PostgresMode, Tiers
 from hybrid_memory.errors import Misconfigured, RoleRefused, SchemaMismatch
-from hybrid_memory.ports import QueueState
+from hybrid_memory.messages import QueueState
 from hybrid_memory.retry import BreakerState
 from hybrid_memory.staff import Staff
 

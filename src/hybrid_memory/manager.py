@@ -20,7 +20,8 @@ from hybrid_memory.events import EventLog, Observer
 from hybrid_memory.graph import Digest, Hit, JsonInput, NodeId, Progress, Receipt, TransientNode
 from hybrid_memory.health import Health, assess
 from hybrid_memory.jsontext import decode
-from hybrid_memory.ports import BatchApplied, DeadLetters, QueueState
+from hybrid_memory.messages import BatchApplied, QueueState
+from hybrid_memory.ports import DeadLetters
 from hybrid_memory.receipts import ReceiptDesk
 from hybrid_memory.settings import Settings, check_opening, read_environment, settings_of
 from hybrid_memory.staff import Staff
@@ -283,8 +284,9 @@ class HybridMemoryManager:
             created_at=found[0].created_at,
             rule=Rule.APPEND,
         )
-        accepted = await self._tiers.file.scratch.promote(thread, wanted, owner, change)
-        return await self._access.receipts.issue(accepted, wanted, seconds)
+        receipts = self._access.receipts
+        accepted = await self._tiers.file.scratch.promote(thread, wanted, owner, change, receipts.hold(seconds))
+        return receipts.issue(accepted, wanted)
 
     async def persist_relationship(
         self,

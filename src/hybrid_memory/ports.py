@@ -5,9 +5,8 @@ from __future__ import annotations
 from asyncio import Future
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Protocol
 
 from hybrid_memory.changes import NodeChange, Operation, RelationshipChange
 from hybrid_memory.filters import Predicate
@@ -23,126 +22,19 @@ from hybrid_memory.graph import (
     TransientNode,
     Verdict,
 )
-
-FlatRow: TypeAlias = "Sequence[object]"
-"""A row as it streams from tier to tier: the members of `NodeRow` or `RelationshipRow` in their declared order."""
-
-
-class Disputed(Exception):
-    """Some users' operations met a mark, an erasure or a row they had not seen; nothing of the batch was applied.
-
-    `users` are those known to be concerned; empty when the tier could not tell.
-    """
-
-    def __init__(self, users: frozenset[str]) -> None:
-        super().__init__(f"{len(users)} users to be decided one by one")
-        self.users = users
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Opening:
-    """One opening of a hot-tier file: the file's client id, a number that grows, and a token that no copy shares."""
-
-    client_id: str
-    number: int
-    token: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Head:
-    """A user's head in the durable tier. `timeline` tells servers apart that went different ways after a failover.
-
-    `done_seq` is the last number of our own queue that it contains; only a snapshot's head knows it.
-    """
-
-    user_id: str
-    epoch: str
-    rev: int
-    erased_rev: int
-    timeline: int
-    done_seq: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cursor:
-    """How far a user's local copy has come. Times are microseconds.
-
-    `epoch` is None while the user has no head in Postgres or was not loaded; `erased_rev` is -1 while Postgres has
-    not been asked.
-    """
-
-    user_id: str
-    epoch: str | None
-    rev: int
-    erased_rev: int
-    timeline: int
-    complete: bool
-    confirmed_at: int | None
-
-
-class Applied(NamedTuple):
-    """What became of one operation. `rev` is None where no revision was taken for it."""
-
-    operation: Operation
-    verdict: Verdict
-    rev: int | None
-
-
-class AppliedUser(NamedTuple):
-    """A user's head around a batch: `before_rev` is where it stood, `head_rev` where the batch left it."""
-
-    user_id: str
-    epoch: str
-    before_rev: int
-    head_rev: int
-    as_sent: bool
-    """Every operation was applied as its writer made it, so the local rows are the rows that stand."""
-
-
-class BatchApplied(NamedTuple):
-    """The outcome of a committed batch."""
-
-    operations: tuple[Applied, ...]
-    users: tuple[AppliedUser, ...]
-
-
-class Accepted(NamedTuple):
-    """An operation that is fsynced locally with its queue entry. Of a deletion's several, the node's own."""
-
-    seq: int
-    op_id: str
-    user_id: str
-    entity_id: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueueState:
-    """The durable queue at a moment: `oldest_at` in microseconds, None when empty."""
-
-    entries: int
-    payload_bytes: int
-    oldest_at: int | None
-    dead_letters: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeadLetter:
-    """An operation that Postgres will never take as it is, and why."""
-
-    operation: Operation
-    died_at: int
-    sqlstate: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listing:
-    """What to list: `order` names a column, `-` in front for descending."""
-
-    predicate: Predicate
-    order: str
-    limit: int
-    cursor: str | None
+from hybrid_memory.messages import (
+    Accepted,
+    Accepting,
+    BatchApplied,
+    Cursor,
+    DeadLetter,
+    FlatRow,
+    Head,
+    Hold,
+    Listing,
+    Opening,
+    QueueState,
+)
 
 
 class HotTier(Protocol):
@@ -193,15 +85,15 @@ class HotTier(Protocol):
 class Outbox(Protocol):
     """The durable queue. Accepting writes the local rows and the queue entry in one fsynced transaction."""
 
-    def accept_node(self, user_id: str, change: NodeChange) -> Awaitable[Accepted]:
+    def accept_node(self, user_id: str, change: NodeChange, hold: Hold | None = None) -> Accepting:
         """Store a node locally and queue it. Raises `Conflict`, `Backpressure`, `StorageFull`: nothing happened."""
         ...
 
-    def accept_relationship(self, user_id: str, change: RelationshipChange) -> Awaitable[Accepted]:
+    def accept_relationship(self, user_id: str, change: RelationshipChange, hold: Hold | None = None) -> Accepting:
         """Store a relationship locally and queue it. Raises `NotFound` when an end is not there."""
         ...
 
-    def accept_deletion(self, user_id: str, node_id: NodeId) -> Awaitable[Accepted]:
+    def accept_deletion(self, user_id: str, node_id: NodeId, hold: Hold | None = None) -> Accepting:
         """Bury a node and its relationships locally and queue that. Raises `NotFound`."""
         ...
 
@@ -292,7 +184,9 @@ class Scratch(Protocol):
         """A thread's live transient memories, oldest first."""
         ...
 
-    def promote(self, thread_id: str, node_id: NodeId, user_id: str, change: NodeChange) -> Awaitable[Accepted]:
+    def promote(
+        self, thread_id: str, node_id: NodeId, user_id: str, change: NodeChange, hold: Hold | None = None
+    ) -> Accepting:
         """Turn a transient memory into a persistent one in one transaction. Raises `NotFound`."""
         ...
 

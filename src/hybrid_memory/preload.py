@@ -9,7 +9,8 @@ from hybrid_memory.clock import Clock
 from hybrid_memory.errors import DurableTierError
 from hybrid_memory.events import LoadFinished, LoadStarted, Rewritten, Sink
 from hybrid_memory.graph import Progress
-from hybrid_memory.ports import ChangeFeed, Cursor, FlatRow, Head, HotTier, Replica
+from hybrid_memory.messages import Cursor, FlatRow, Head
+from hybrid_memory.ports import ChangeFeed, HotTier, Replica
 
 ProgressHook = Callable[[Progress], None]
 

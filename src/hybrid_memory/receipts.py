@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from asyncio import Future
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 
 from hybrid_memory.clock import Clock
 from hybrid_memory.deliveries import Deliveries
 from hybrid_memory.graph import NodeId, Receipt, Status, Verdict
-from hybrid_memory.ports import Accepted, Outbox
+from hybrid_memory.messages import Accepted, Hold
+from hybrid_memory.ports import Outbox
 
 
 class ReceiptDesk:
@@ -20,11 +23,19 @@ class ReceiptDesk:
         self._is_away = is_away
         self._clock = clock
 
-    async def issue(self, accepted: Accepted, node_id: NodeId, wait_seconds: float) -> Receipt:
-        """The receipt after waiting at most so long for Postgres; at once when it is known to be away."""
-        applied = None
-        if wait_seconds > 0 and not self._is_away():
-            applied = await self._deliveries.wait(accepted, wait_seconds)
+    def hold(self, wait_seconds: float) -> Hold | None:
+        """What keeps an accepted operation's caller until Postgres has decided, at most so long; None: nothing does."""
+        return partial(self._hold, wait_seconds) if wait_seconds > 0 else None
+
+    def _hold(self, wait_seconds: float, accepted: Accepted, future: Future[Accepted]) -> None:
+        if self._is_away():
+            future.set_result(accepted)
+        else:
+            self._deliveries.tell(accepted, future, wait_seconds)
+
+    def issue(self, accepted: Accepted, node_id: NodeId) -> Receipt:
+        """The receipt by what is known."""
+        applied = accepted.applied
         if applied is not None and applied.verdict is not Verdict.DEAD:
             return Receipt(
                 op_id=accepted.op_id,

@@ -12,7 +12,8 @@ from hybrid_memory.deliveries import Deliveries
 from hybrid_memory.errors import Fenced, HybridMemoryError, Misconfigured, PoisonOperation
 from hybrid_memory.events import Buried, Persisted, PersistFailed, Recovered, Sink
 from hybrid_memory.graph import Verdict
-from hybrid_memory.ports import Applied, BatchApplied, Disputed, DurableTier, Opening, Outbox
+from hybrid_memory.messages import Applied, BatchApplied, Disputed, Opening
+from hybrid_memory.ports import DurableTier, Outbox
 from hybrid_memory.retry import Breaker, BreakerState
 
 # A wrong password or a missing table is mended by a person; looking again this often costs nothing.

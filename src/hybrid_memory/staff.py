@@ -13,7 +13,7 @@ from hybrid_memory.events import Sink
 from hybrid_memory.feed import Feed, Hinter, Listener
 from hybrid_memory.graph import Verdict
 from hybrid_memory.keeper import Keeper
-from hybrid_memory.ports import Applied, BatchApplied
+from hybrid_memory.messages import Applied, BatchApplied
 from hybrid_memory.preload import Preload, continues
 from hybrid_memory.relay import Relay
 from hybrid_memory.retry import Backoff, Breaker

@@ -26,7 +26,8 @@ from hybrid_memory.graph import (
     Receipt,
 )
 from hybrid_memory.jsontext import decode, encode
-from hybrid_memory.ports import HotTier, Listing, Outbox
+from hybrid_memory.messages import Listing
+from hybrid_memory.ports import HotTier, Outbox
 from hybrid_memory.preload import Preload
 from hybrid_memory.receipts import ReceiptDesk
 from hybrid_memory.settings import Settings
@@ -120,8 +121,9 @@ class UserMemory:
         )
         seconds = validation.wait(wait)
         self._check_open()
-        accepted = await self._access.outbox.accept_node(self.user_id, change)
-        return await self._access.receipts.issue(accepted, change.node_id, seconds)
+        receipts = self._access.receipts
+        accepted = await self._access.outbox.accept_node(self.user_id, change, receipts.hold(seconds))
+        return receipts.issue(accepted, change.node_id)
 
     def _node_change(
         self,
@@ -202,8 +204,9 @@ class UserMemory:
         )
         seconds = validation.wait(wait)
         self._check_open()
-        accepted = await self._access.outbox.accept_node(self.user_id, change)
-        return await self._access.receipts.issue(accepted, change.node_id, seconds)
+        receipts = self._access.receipts
+        accepted = await self._access.outbox.accept_node(self.user_id, change, receipts.hold(seconds))
+        return receipts.issue(accepted, change.node_id)
 
     def _entity_content(
         self, system: str, entity_id: str, entity_type: str, data: Mapping[str, JsonInput], name: str | None
@@ -251,8 +254,9 @@ class UserMemory:
         )
         seconds = validation.wait(wait)
         self._check_open()
-        accepted = await self._access.outbox.accept_relationship(self.user_id, change)
-        return await self._access.receipts.issue(accepted, source, seconds)
+        receipts = self._access.receipts
+        accepted = await self._access.outbox.accept_relationship(self.user_id, change, receipts.hold(seconds))
+        return receipts.issue(accepted, source)
 
     async def get(self, node_id: str) -> MemoryNode | None:
         """The node, or None if there is none (deleted and expired ones included). Never touches the network."""
@@ -306,8 +310,9 @@ class UserMemory:
         target = validation.node_id("node_id", node_id)
         seconds = validation.wait(wait)
         self._check_open()
-        accepted = await self._access.outbox.accept_deletion(self.user_id, target)
-        return await self._access.receipts.issue(accepted, target, seconds)
+        receipts = self._access.receipts
+        accepted = await self._access.outbox.accept_deletion(self.user_id, target, receipts.hold(seconds))
+        return receipts.issue(accepted, target)
 
     def freshness(self) -> Freshness:
         """How far this copy may be behind Postgres."""

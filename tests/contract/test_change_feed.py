@@ -12,7 +12,8 @@ import pytest
 from hybrid_memory.changes import NodeRow, Operation
 from hybrid_memory.clock import SystemClock
 from hybrid_memory.errors import Unreachable
-from hybrid_memory.ports import ChangeFeed, DurableTier, FlatRow, Snapshot
+from hybrid_memory.messages import FlatRow
+from hybrid_memory.ports import ChangeFeed, DurableTier, Snapshot
 from hybrid_memory.postgres.change_feed import PostgresChangeFeed
 from hybrid_memory.postgres.database import PostgresSettings
 from hybrid_memory.postgres.durable_tier import PostgresDurableTier

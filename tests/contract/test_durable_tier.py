@@ -13,7 +13,8 @@ import pytest
 from hybrid_memory.changes import Operation, Rule
 from hybrid_memory.errors import Fenced, PoisonOperation
 from hybrid_memory.graph import NodeId, Verdict
-from hybrid_memory.ports import BatchApplied, Disputed, DurableTier
+from hybrid_memory.messages import BatchApplied, Disputed
+from hybrid_memory.ports import DurableTier
 from hybrid_memory.postgres.durable_tier import PostgresDurableTier
 from tests.plugins.author import Author, new_id
 from tests.plugins.postgres import Database

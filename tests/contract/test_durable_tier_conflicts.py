@@ -11,7 +11,8 @@ import pytest
 from hybrid_memory.changes import Operation, Rule
 from hybrid_memory.graph import NodeId, Verdict
 from hybrid_memory.jsontext import encode
-from hybrid_memory.ports import Applied, DurableTier
+from hybrid_memory.messages import Applied
+from hybrid_memory.ports import DurableTier
 from hybrid_memory.postgres.durable_tier import PostgresDurableTier
 from tests.plugins.author import Author, new_id
 

@@ -13,7 +13,7 @@ import pytest
 
 from hybrid_memory.errors import Backpressure, Closed, Conflict, NotFound, StorageFailed
 from hybrid_memory.graph import NodeId, Verdict
-from hybrid_memory.ports import Applied, BatchApplied
+from hybrid_memory.messages import Applied, BatchApplied
 from hybrid_memory.sqlite.accepting import QueueBounds
 from hybrid_memory.sqlite.hot_file import HotFile
 from tests.support.hot_files import CLOCK, carried, count, fresh, hot_file, keyed, load, related
@@ -87,12 +87,12 @@ async def test_a_statement_that_sqlite_refuses_fails_its_own_work_alone(file: Ho
 async def test_refused_and_failing_writes_in_a_group_leave_the_others_and_no_gap(file: HotFile) -> None:
     await file.outbox.accept_node("ada", keyed("k"))
     group: list[asyncio.Future[Any]] = [
-        asyncio.ensure_future(file.outbox.accept_node("ada", fresh("1"))),
-        asyncio.ensure_future(file.outbox.accept_node("ada", keyed("k", expected_rev=7))),
-        asyncio.ensure_future(file.outbox.accept_node("ada", fresh("2"))),
+        file.outbox.accept_node("ada", fresh("1")),
+        file.outbox.accept_node("ada", keyed("k", expected_rev=7)),
+        file.outbox.accept_node("ada", fresh("2")),
         asyncio.ensure_future(broken(file)),
-        asyncio.ensure_future(file.outbox.accept_deletion("ada", NodeId("00000000-0000-0000-0000-000000000000"))),
-        asyncio.ensure_future(file.outbox.accept_node("bo", fresh("3"))),
+        file.outbox.accept_deletion("ada", NodeId("00000000-0000-0000-0000-000000000000")),
+        file.outbox.accept_node("bo", fresh("3")),
     ]
     outcomes = await asyncio.gather(*group, return_exceptions=True)
     assert [type(outcomes[n]) for n in (1, 3, 4)] == [Conflict, Broken, NotFound]
@@ -186,12 +186,10 @@ async def test_the_bound_on_bytes_holds_as_well(tmp_path: Path) -> None:
 
 async def test_a_group_that_failed_does_not_count_against_the_bound(tmp_path: Path) -> None:
     async with hot_file(tmp_path, bounds=QueueBounds(entries=10, payload_bytes=2**20)) as file:
-        writes: list[asyncio.Future[Any]] = [
-            asyncio.ensure_future(file.outbox.accept_node("ada", fresh(str(n)))) for n in range(8)
-        ]
+        writes: list[asyncio.Future[Any]] = [file.outbox.accept_node("ada", fresh(str(n))) for n in range(8)]
         writes.append(asyncio.ensure_future(broken(file)))
         await asyncio.gather(*writes, return_exceptions=True)
-        again = [asyncio.ensure_future(file.outbox.accept_node("ada", keyed("k"))) for _ in range(2)]
+        again = [file.outbox.accept_node("ada", keyed("k")) for _ in range(2)]
         assert [accepted.seq for accepted in await asyncio.gather(*again)] == [9, 10]
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from hybrid_memory import HybridMemoryManager, Status, Verdict
 from hybrid_memory.events import Persisted
-from hybrid_memory.ports import FlatRow, Head
+from hybrid_memory.messages import FlatRow, Head
 from tests.faults.conftest import Sick
 from tests.plugins.postgres import Database
 from tests.support.beneath import staff, tiers

@@ -14,7 +14,7 @@ import pytest
 
 from hybrid_memory import HybridMemoryManager
 from hybrid_memory.errors import DataDirBusy, SchemaMismatch, StorageCorrupt, StorageFailed
-from hybrid_memory.ports import Opening
+from hybrid_memory.messages import Opening
 from hybrid_memory.sqlite import hot_file as opening
 from hybrid_memory.sqlite.driver import choose_driver
 from hybrid_memory.sqlite.slots import prepare_directory, take_slot, try_slot

@@ -15,7 +15,7 @@ import pytest
 from hybrid_memory import HybridMemoryManager, Progress, Settings, Status, UserMemory
 from hybrid_memory.changes import Operation
 from hybrid_memory.events import LoadFinished, LoadStarted, Rewritten
-from hybrid_memory.ports import BatchApplied, FlatRow, Opening
+from hybrid_memory.messages import BatchApplied, FlatRow, Opening
 from hybrid_memory.postgres.change_feed import PostgresChangeFeed
 from tests.plugins.postgres import Database, connected
 from tests.support.beneath import staff, tiers

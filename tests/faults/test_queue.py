@@ -14,7 +14,7 @@ import pytest
 from hybrid_memory import HybridMemoryManager, Settings, Status, Verdict
 from hybrid_memory.changes import Operation
 from hybrid_memory.events import Buried, Persisted
-from hybrid_memory.ports import BatchApplied, Opening
+from hybrid_memory.messages import BatchApplied, Opening
 from tests.plugins.postgres import Database, connected
 from tests.support.beneath import tiers
 from tests.support.managers import FACT, Ears, both_tiers_agree, drained, head_rev, opened

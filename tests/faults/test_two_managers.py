@@ -16,7 +16,7 @@ import pytest
 from hybrid_memory import HybridMemoryManager, NotFound, Settings, UserMemory, Verdict
 from hybrid_memory.changes import Operation
 from hybrid_memory.graph import JsonValue
-from hybrid_memory.ports import BatchApplied, Opening
+from hybrid_memory.messages import BatchApplied, Opening
 from tests.faults.conftest import Sick
 from tests.plugins.postgres import Database
 from tests.support.agent import agent

@@ -21,8 +21,8 @@ from hybrid_memory.changes import (
 from hybrid_memory.clock import IdSource, StampClock, SystemClock
 from hybrid_memory.graph import NodeId
 from hybrid_memory.jsontext import encode
+from hybrid_memory.messages import Opening
 from hybrid_memory.payloads import node_payload, relationship_payload
-from hybrid_memory.ports import Opening
 
 _CLOCK = SystemClock()
 _STAMPS = StampClock(_CLOCK)

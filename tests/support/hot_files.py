@@ -20,7 +20,7 @@ from hybrid_memory.changes import (
 from hybrid_memory.clock import Clock, IdSource, SystemClock, keyed_node_id, relationship_id
 from hybrid_memory.graph import NodeId, Verdict
 from hybrid_memory.jsontext import encode
-from hybrid_memory.ports import Applied, AppliedUser, BatchApplied, Head
+from hybrid_memory.messages import Applied, AppliedUser, BatchApplied, Head
 from hybrid_memory.sqlite.accepting import QueueBounds
 from hybrid_memory.sqlite.hot_file import HotFile
 from hybrid_memory.sqlite.slots import prepare_directory, take_slot

@@ -15,7 +15,8 @@ from hybrid_memory.clock import from_us
 from hybrid_memory.errors import InvalidInput
 from hybrid_memory.graph import JsonValue
 from hybrid_memory.health import Health
-from hybrid_memory.ports import DeadLetter, DeadLetters, HotTier, Outbox, QueueState
+from hybrid_memory.messages import DeadLetter, QueueState
+from hybrid_memory.ports import DeadLetters, HotTier, Outbox
 
 LONGEST_WAIT_SECONDS: Final = 5.0
 """How long one call may wait; who wants to wait longer calls again, and sees how far it has come."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from hybrid_memory.changes import Kind, Operation
 from hybrid_memory.graph import Verdict
-from hybrid_memory.ports import Applied, AppliedUser, BatchApplied, Opening
+from hybrid_memory.messages import Applied, AppliedUser, BatchApplied, Opening
 
 
 class RowChange(NamedTuple):

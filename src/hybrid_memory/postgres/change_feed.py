@@ -14,7 +14,8 @@ import asyncpg
 from hybrid_memory.clock import Clock
 from hybrid_memory.errors import Unreachable
 from hybrid_memory.graph import Digest
-from hybrid_memory.ports import Head, Snapshot
+from hybrid_memory.messages import Head
+from hybrid_memory.ports import Snapshot
 from hybrid_memory.postgres.database import Connection, Link, PostgresSettings, Purpose
 from hybrid_memory.postgres.snapshot import PostgresSnapshot
 

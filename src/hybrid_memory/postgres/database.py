@@ -14,7 +14,7 @@ from urllib.parse import quote
 import asyncpg
 
 from hybrid_memory.errors import Closed, HybridMemoryError, OutcomeUnknown, ReadOnly, Unreachable
-from hybrid_memory.ports import Disputed
+from hybrid_memory.messages import Disputed
 from hybrid_memory.postgres.failures import DRIVER_FAILURES, explained
 
 T = TypeVar("T")

@@ -12,7 +12,13 @@ import orjson
 from hybrid_memory.changes import Kind, NodeRow, Operation
 from hybrid_memory.errors import Fenced
 from hybrid_memory.graph import Verdict
-from hybrid_memory.ports import Applied, AppliedUser, BatchApplied, Disputed, Opening
+from hybrid_memory.messages import (
+    Applied,
+    AppliedUser,
+    BatchApplied,
+    Disputed,
+    Opening,
+)
 from hybrid_memory.postgres import batches
 from hybrid_memory.postgres.batches import UserChanges
 from hybrid_memory.postgres.database import Connection, Link, PostgresSettings, Purpose, transaction

@@ -13,7 +13,7 @@ import asyncpg
 
 from hybrid_memory.changes import NodeRow, RelationshipRow
 from hybrid_memory.graph import NodeId
-from hybrid_memory.ports import FlatRow
+from hybrid_memory.messages import FlatRow
 
 
 def flat_rows(records: Sequence[asyncpg.Record]) -> Sequence[FlatRow]:

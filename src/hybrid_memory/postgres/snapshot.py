@@ -9,7 +9,7 @@ from typing import Final, LiteralString, TypeVar
 import asyncpg
 from asyncpg.cursor import Cursor
 
-from hybrid_memory.ports import FlatRow, Head
+from hybrid_memory.messages import FlatRow, Head
 from hybrid_memory.postgres.database import Connection, PostgresSettings
 from hybrid_memory.postgres.failures import explained
 from hybrid_memory.postgres.rows import flat_rows

@@ -19,8 +19,8 @@ from hybrid_memory.changes import (
 )
 from hybrid_memory.errors import Backpressure, Conflict, NotFound
 from hybrid_memory.graph import NodeId
+from hybrid_memory.messages import Accepted
 from hybrid_memory.payloads import node_payload, relationship_payload
-from hybrid_memory.ports import Accepted
 from hybrid_memory.sqlite.ledger import Ledger
 from hybrid_memory.sqlite.rows import (
     find_node,

@@ -19,6 +19,7 @@ from hybrid_memory.errors import Closed, DataDirBusy, HybridMemoryError, Storage
 from hybrid_memory.sqlite.driver import Driver, configure_reader, configure_writer
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 # Work that may ride along does so with the first commit after this time, or by itself if none comes in as long again.
 # Well below anything a person notices.
@@ -52,11 +53,11 @@ class OwnedConnection(aiosqlite.Connection):
 
 
 @dataclass(slots=True)
-class _Request(Generic[T]):
+class _Request(Generic[T, R]):
     work: Callable[[sqlite3.Connection], T]
     stages: bool
-    after: Callable[[T], None] | None
-    future: asyncio.Future[T]
+    answer: Callable[[T, asyncio.Future[R]], None]
+    future: asyncio.Future[R]
 
 
 @dataclass(slots=True)
@@ -81,8 +82,8 @@ class Database:
         self._driver = driver
         self._hooks = hooks
         self._undoing: tuple[type[Exception], ...] = (*driver.errors, *_UNDOING)
-        self._waiting: deque[_Request[Any]] = deque()
-        self._riding: deque[_Request[Any]] = deque()
+        self._waiting: deque[_Request[Any, Any]] = deque()
+        self._riding: deque[_Request[Any, Any]] = deque()
         self._wake = asyncio.Event()
         self._ride_along: asyncio.TimerHandle | None = None
         self._ride_due = 0.0
@@ -146,21 +147,35 @@ class Database:
         *,
         after: Callable[[T], None] | None = None,
         ride: bool = False,
-        stages: bool = False,
     ) -> asyncio.Future[T]:
         """Run `work` in the next transaction and return a future for its result, done when it is fsynced.
 
         `after` is called on the event loop once it is committed, also if the caller has gone. `ride` lets it wait a
-        moment, and be done together with others like it, unless a work comes that may read it; `stages` says that it
-        reads nothing that works of its group may have staged. A `HybridMemoryError` raised before the work's first
-        write refuses this work alone; any other error undoes the group, whose works are then tried one by one.
+        moment, and be done together with others like it, unless a work comes that may read it.
+        """
+        return self.submit(work, _tell if after is None else partial(_tell_after, after), ride=ride)
+
+    def submit(
+        self,
+        work: Callable[[sqlite3.Connection], T],
+        answer: Callable[[T, asyncio.Future[R]], None],
+        *,
+        ride: bool = False,
+        stages: bool = False,
+    ) -> asyncio.Future[R]:
+        """Run `work` in the next transaction; when it is fsynced, `answer` gets its result and the future returned.
+
+        It may answer the future later, and is called on the event loop, also if the caller has gone. `stages` says
+        that the work reads nothing that works of its group may have staged. A `HybridMemoryError` raised before the
+        work's first write refuses this work alone; any other error undoes the group, whose works are then tried one
+        by one.
         """
         if self._closing:
             raise Closed("the hot tier is closed")
         if self._failure is not None:
             raise StorageFailed("the hot tier's writer has stopped") from self._failure
-        future: asyncio.Future[T] = self._loop.create_future()
-        request = _Request(work, stages, after, future)
+        future: asyncio.Future[R] = self._loop.create_future()
+        request = _Request(work, stages, answer, future)
         if ride:
             self._riding.append(request)
             if self._ride_along is None:
@@ -235,7 +250,7 @@ class Database:
             for request, outcome in zip(group, outcomes, strict=True):
                 _deliver(request, outcome)
 
-    def _commit(self, group: list[_Request[Any]], connection: sqlite3.Connection) -> list[object]:
+    def _commit(self, group: list[_Request[Any, Any]], connection: sqlite3.Connection) -> list[object]:
         try:
             connection.execute("begin immediate")
             outcomes = [self._attempt(request, connection) for request in group]
@@ -251,7 +266,7 @@ class Database:
             return [self._driver.translate(error) if isinstance(error, self._driver.errors) else error]
         return outcomes
 
-    def _attempt(self, request: _Request[Any], connection: sqlite3.Connection) -> object:
+    def _attempt(self, request: _Request[Any, Any], connection: sqlite3.Connection) -> object:
         if not request.stages:
             self._hooks.before_work(connection)
         changes = connection.total_changes
@@ -289,15 +304,21 @@ class Database:
         await self._writer.close()
 
 
-def _deliver(request: _Request[Any], outcome: object) -> None:
-    if isinstance(outcome, BaseException):
-        if not request.future.done():
-            request.future.set_exception(outcome)
-        return
-    if request.after is not None:
-        request.after(outcome)
-    if not request.future.done():
-        request.future.set_result(outcome)
+def _deliver(request: _Request[Any, Any], outcome: object) -> None:
+    if not isinstance(outcome, BaseException):
+        request.answer(outcome, request.future)
+    elif not request.future.done():
+        request.future.set_exception(outcome)
+
+
+def _tell(outcome: T, future: asyncio.Future[T]) -> None:
+    if not future.done():
+        future.set_result(outcome)
+
+
+def _tell_after(after: Callable[[T], None], outcome: T, future: asyncio.Future[T]) -> None:
+    after(outcome)
+    _tell(outcome, future)
 
 
 def _cut_log(connection: sqlite3.Connection) -> bool:

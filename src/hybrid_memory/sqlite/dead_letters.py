@@ -9,7 +9,7 @@ from typing import cast
 
 import orjson
 
-from hybrid_memory.ports import DeadLetter
+from hybrid_memory.messages import DeadLetter
 from hybrid_memory.sqlite.accepting import Acceptance
 from hybrid_memory.sqlite.database import Database
 from hybrid_memory.sqlite.ledger import Ledger

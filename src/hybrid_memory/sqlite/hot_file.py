@@ -13,8 +13,8 @@ from typing import Self, cast
 from hybrid_memory.changes import Kind, Operation
 from hybrid_memory.clock import Clock, IdSource
 from hybrid_memory.errors import StorageCorrupt
+from hybrid_memory.messages import BatchApplied, Opening
 from hybrid_memory.migrations import Migration, Recorded, load, plan
-from hybrid_memory.ports import BatchApplied, Opening
 from hybrid_memory.sqlite.accepting import Acceptance, QueueBounds, Stored
 from hybrid_memory.sqlite.database import Database, Hooks
 from hybrid_memory.sqlite.dead_letters import SqliteDeadLetters
@@ -70,7 +70,7 @@ class HotFile:
         )
         self.hot = SqliteHotTier(database, self._indexes, clock, self.outbox.settling, self.outbox.queued_of)
         self.replica = SqliteReplica(database, ledger, acceptance, self._shown)
-        self.scratch = SqliteScratch(database, acceptance, clock, self.outbox.stored)
+        self.scratch = SqliteScratch(database, acceptance, clock, self.outbox.accept)
         self.dead_letters = SqliteDeadLetters(database, ledger, acceptance, self._retried)
 
     @classmethod
@@ -121,7 +121,7 @@ class HotFile:
         if shown.rejected:
             self.on_rejected(shown.rejected)
         self.hot.moved(shown.user_id, shown.user_no)
-        self.hot.cursor_changed(shown.user_id)
+        self.hot.erasure_settled(shown.user_id)
         if shown.loaded and shown.user_no is not None:
             # Nobody has to wait for it; a search that comes sooner builds it itself.
             indexing = self.database.read_soon(partial(self._indexes.prepare, shown.user_no))

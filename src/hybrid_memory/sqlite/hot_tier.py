@@ -17,7 +17,7 @@ from hybrid_memory.clock import Clock
 from hybrid_memory.errors import InvalidInput
 from hybrid_memory.filters import Predicate, to_sqlite
 from hybrid_memory.graph import Digest, Direction, Hit, MemoryNode, Neighbour, NodeId, Page, Relationship
-from hybrid_memory.ports import Cursor, Listing
+from hybrid_memory.messages import Cursor, Listing
 from hybrid_memory.sqlite.database import Database
 from hybrid_memory.sqlite.rows import SqlRow, memory_node, relationship
 from hybrid_memory.sqlite.search_index import SearchIndexes

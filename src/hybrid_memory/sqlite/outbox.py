@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from typing import Final, cast
@@ -14,8 +14,15 @@ import orjson
 
 from hybrid_memory.changes import Kind, NodeChange, Operation, RelationshipChange
 from hybrid_memory.graph import NodeId, Verdict
+from hybrid_memory.messages import (
+    Accepted,
+    Applied,
+    AppliedUser,
+    BatchApplied,
+    Hold,
+    QueueState,
+)
 from hybrid_memory.payloads import carried_relationship
-from hybrid_memory.ports import Accepted, Applied, AppliedUser, BatchApplied, QueueState
 from hybrid_memory.sqlite.accepting import Acceptance, Stored
 from hybrid_memory.sqlite.database import Database
 from hybrid_memory.sqlite.ledger import Ledger
@@ -53,31 +60,40 @@ class SqliteOutbox:
         # The newest queue entries without a gap, so that the relay need not read back what was just written.
         self._newest: deque[Operation] = deque(maxlen=NEWEST_KEPT)
 
-    def accept_node(self, user_id: str, change: NodeChange) -> Awaitable[Accepted]:
+    def accept_node(self, user_id: str, change: NodeChange, hold: Hold | None = None) -> asyncio.Future[Accepted]:
         """Store a node locally and queue it, in one transaction."""
         if change.fresh:
-            return self._accept(partial(self._acceptance.store_fresh, user_id, change), stages=True)
-        return self._accept(partial(self._acceptance.store_node, user_id, change))
+            return self.accept(partial(self._acceptance.store_fresh, user_id, change), hold, stages=True)
+        return self.accept(partial(self._acceptance.store_node, user_id, change), hold)
 
-    def accept_relationship(self, user_id: str, change: RelationshipChange) -> Awaitable[Accepted]:
+    def accept_relationship(
+        self, user_id: str, change: RelationshipChange, hold: Hold | None = None
+    ) -> asyncio.Future[Accepted]:
         """Store a relationship locally and queue it, in one transaction."""
-        return self._accept(partial(self._acceptance.store_relationship, user_id, change))
+        return self.accept(partial(self._acceptance.store_relationship, user_id, change), hold)
 
-    def accept_deletion(self, user_id: str, node_id: NodeId) -> Awaitable[Accepted]:
+    def accept_deletion(self, user_id: str, node_id: NodeId, hold: Hold | None = None) -> asyncio.Future[Accepted]:
         """Bury a node and its relationships locally and queue that, in one transaction."""
-        return self._accept(partial(self._acceptance.store_deletion, user_id, node_id))
+        return self.accept(partial(self._acceptance.store_deletion, user_id, node_id), hold)
 
-    async def _accept(self, work: Callable[[sqlite3.Connection], Stored], *, stages: bool = False) -> Accepted:
-        stored = await self._database.write(work, after=self.stored, stages=stages)
-        return stored.accepted
+    def accept(
+        self, work: Callable[[sqlite3.Connection], Stored], hold: Hold | None, *, stages: bool = False
+    ) -> asyncio.Future[Accepted]:
+        """Have the writer do work that accepts an operation."""
+        return self._database.submit(work, partial(self._stored, hold), stages=stages)
 
-    def stored(self, stored: Stored) -> None:
-        """Note what a transaction accepted, once it is committed."""
+    def _stored(self, hold: Hold | None, stored: Stored, future: asyncio.Future[Accepted]) -> None:
         for queued in stored.operations:
             if self._newest and self._newest[-1].seq != queued.seq - 1:
                 self._newest.clear()
             self._newest.append(queued)
         self._on_stored(stored)
+        if future.done():
+            return  # whoever asked has gone
+        if hold is None:
+            future.set_result(stored.accepted)
+        else:
+            hold(stored.accepted, future)
 
     def forget_newest(self) -> None:
         """Queue entries were removed unsent, or added by others."""

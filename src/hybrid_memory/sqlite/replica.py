@@ -12,8 +12,8 @@ from typing import cast
 from hybrid_memory.changes import Kind, NodeRow, Operation, RelationshipRow
 from hybrid_memory.graph import Verdict
 from hybrid_memory.merging import decide_node, decide_relationship
+from hybrid_memory.messages import FlatRow, Head
 from hybrid_memory.payloads import carried_node, carried_relationship
-from hybrid_memory.ports import FlatRow, Head
 from hybrid_memory.sqlite.accepting import Acceptance
 from hybrid_memory.sqlite.database import Database
 from hybrid_memory.sqlite.ledger import Ledger

@@ -7,27 +7,28 @@ import sqlite3
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
+from typing import TypeAlias
 
 from hybrid_memory.changes import NodeChange
 from hybrid_memory.clock import MICROSECOND, Clock
 from hybrid_memory.errors import NotFound
 from hybrid_memory.graph import Checkpoint, NodeId, TransientNode
-from hybrid_memory.ports import Accepted
+from hybrid_memory.messages import Accepted, Hold
 from hybrid_memory.sqlite.accepting import Acceptance, Stored
 from hybrid_memory.sqlite.database import Database
 from hybrid_memory.sqlite.rows import SqlRow
+
+Accept: TypeAlias = "Callable[[Callable[[sqlite3.Connection], Stored], Hold | None], asyncio.Future[Accepted]]"
 
 
 class SqliteScratch:
     """`Scratch` in the hot-tier file."""
 
-    def __init__(
-        self, database: Database, acceptance: Acceptance, clock: Clock, on_stored: Callable[[Stored], None]
-    ) -> None:
+    def __init__(self, database: Database, acceptance: Acceptance, clock: Clock, accept: Accept) -> None:
         self._database = database
         self._acceptance = acceptance
         self._clock = clock
-        self._on_stored = on_stored
+        self._accept = accept
 
     def put(self, node: TransientNode) -> asyncio.Future[None]:
         """Store a transient memory; enqueued at once."""
@@ -57,12 +58,11 @@ class SqliteScratch:
         ).fetchall()
         return [_transient(row) for row in rows]
 
-    async def promote(self, thread_id: str, node_id: NodeId, user_id: str, change: NodeChange) -> Accepted:
+    def promote(
+        self, thread_id: str, node_id: NodeId, user_id: str, change: NodeChange, hold: Hold | None = None
+    ) -> asyncio.Future[Accepted]:
         """Turn a transient memory into a persistent one in one transaction: it is never both, never neither."""
-        stored = await self._database.write(
-            partial(self._promote, thread_id, node_id, user_id, change), after=self._on_stored
-        )
-        return stored.accepted
+        return self._accept(partial(self._promote, thread_id, node_id, user_id, change), hold)
 
     def _promote(
         self, thread_id: str, node_id: NodeId, user_id: str, change: NodeChange, connection: sqlite3.Connection

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hybrid_memory.ports import Applied, AppliedUser, BatchApplied, Cursor
+from hybrid_memory.messages import Applied, AppliedUser, BatchApplied, Cursor
 
 
 class Settling:

@@ -1,0 +1,141 @@
+"""What tiers and services hand to one another."""
+
+from __future__ import annotations
+
+from asyncio import Future
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+from hybrid_memory.changes import Operation
+from hybrid_memory.filters import Predicate
+from hybrid_memory.graph import Verdict
+
+FlatRow: TypeAlias = "Sequence[object]"
+"""A row as it streams from tier to tier: the members of `NodeRow` or `RelationshipRow` in their declared order."""
+
+
+class Disputed(Exception):
+    """Some users' operations met a mark, an erasure or a row they had not seen; nothing of the batch was applied.
+
+    `users` are those known to be concerned; empty when the tier could not tell.
+    """
+
+    def __init__(self, users: frozenset[str]) -> None:
+        super().__init__(f"{len(users)} users to be decided one by one")
+        self.users = users
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """One opening of a hot-tier file: the file's client id, a number that grows, and a token that no copy shares."""
+
+    client_id: str
+    number: int
+    token: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """A user's head in the durable tier. `timeline` tells servers apart that went different ways after a failover.
+
+    `done_seq` is the last number of our own queue that it contains; only a snapshot's head knows it.
+    """
+
+    user_id: str
+    epoch: str
+    rev: int
+    erased_rev: int
+    timeline: int
+    done_seq: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cursor:
+    """How far a user's local copy has come. Times are microseconds.
+
+    `epoch` is None while the user has no head in Postgres or was not loaded; `erased_rev` is -1 while Postgres has
+    not been asked.
+    """
+
+    user_id: str
+    epoch: str | None
+    rev: int
+    erased_rev: int
+    timeline: int
+    complete: bool
+    confirmed_at: int | None
+
+
+class Applied(NamedTuple):
+    """What became of one operation. `rev` is None where no revision was taken for it."""
+
+    operation: Operation
+    verdict: Verdict
+    rev: int | None
+
+
+class AppliedUser(NamedTuple):
+    """A user's head around a batch: `before_rev` is where it stood, `head_rev` where the batch left it."""
+
+    user_id: str
+    epoch: str
+    before_rev: int
+    head_rev: int
+    as_sent: bool
+    """Every operation was applied as its writer made it, so the local rows are the rows that stand."""
+
+
+class BatchApplied(NamedTuple):
+    """The outcome of a committed batch."""
+
+    operations: tuple[Applied, ...]
+    users: tuple[AppliedUser, ...]
+
+
+class Accepted(NamedTuple):
+    """An operation that is fsynced locally with its queue entry. Of a deletion's several, the node's own.
+
+    `applied` is what became of it, where that was waited for and came in time.
+    """
+
+    seq: int
+    op_id: str
+    user_id: str
+    entity_id: str
+    applied: Applied | None = None
+
+
+Accepting: TypeAlias = "Awaitable[Accepted]"
+# Called when an operation is fsynced, to answer its future in good time.
+Hold: TypeAlias = "Callable[[Accepted, Future[Accepted]], None]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueState:
+    """The durable queue at a moment: `oldest_at` in microseconds, None when empty."""
+
+    entries: int
+    payload_bytes: int
+    oldest_at: int | None
+    dead_letters: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """An operation that Postgres will never take as it is, and why."""
+
+    operation: Operation
+    died_at: int
+    sqlstate: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """What to list: `order` names a column, `-` in front for descending."""
+
+    predicate: Predicate
+    order: str
+    limit: int
+    cursor: str | None
