@@ -46,27 +46,38 @@ begin
     perform set_config('memory.user_ids', p_users::text, true);
 
     if cardinality(p_users) = 1 then
-        -- The same as below for the batch that a single caller waits for: without the arrays it takes half the time.
-        insert into memory.heads as h (user_id, rev, erased_rev, nodes, relationships)
-        values (p_users[1], p_takes[1], p_erased_revs[1], p_node_counts[1], p_relationship_counts[1])
-        on conflict (user_id) do update
-            set rev = h.rev + excluded.rev, nodes = h.nodes + excluded.nodes,
-                relationships = h.relationships + excluded.relationships, last_activity = now()
-            where h.erased_rev = excluded.erased_rev
+        -- The same as below for the batch that a single caller waits for: without the arrays, and without the attempt to
+        -- insert what is nearly always there, it takes half the time.
+        update memory.heads h
+        set rev = h.rev + p_takes[1], nodes = h.nodes + p_node_counts[1],
+            relationships = h.relationships + p_relationship_counts[1], last_activity = now()
+        where h.user_id = p_users[1] and h.erased_rev = p_erased_revs[1]
         returning array[h.rev], array[h.epoch] into revs, epochs;
         if not found then
-            raise exception 'erased after acceptance' using errcode = 'HM002', detail = to_json(p_users)::text;
+            insert into memory.heads as h (user_id, rev, erased_rev, nodes, relationships)
+            values (p_users[1], p_takes[1], p_erased_revs[1], p_node_counts[1], p_relationship_counts[1])
+            on conflict (user_id) do update
+                set rev = h.rev + excluded.rev, nodes = h.nodes + excluded.nodes,
+                    relationships = h.relationships + excluded.relationships, last_activity = now()
+                where h.erased_rev = excluded.erased_rev
+            returning array[h.rev], array[h.epoch] into revs, epochs;
+            if not found then
+                raise exception 'erased after acceptance' using errcode = 'HM002', detail = to_json(p_users)::text;
+            end if;
         end if;
-        insert into memory.applied as a (user_id, client_id, first_seq, last_seq, open_number, open_token)
-        values (p_users[1], p_client, p_first_seqs[1], p_last_seqs[1], p_open_number, p_open_token)
-        on conflict (user_id, client_id) do update
-            set first_seq = excluded.first_seq, last_seq = excluded.last_seq,
-                open_number = excluded.open_number, open_token = excluded.open_token, updated_at = now()
-            where a.last_seq < excluded.first_seq
-              and (a.open_number < excluded.open_number
-                   or (a.open_number = excluded.open_number and a.open_token = excluded.open_token));
+        update memory.applied a
+        set first_seq = p_first_seqs[1], last_seq = p_last_seqs[1], open_number = p_open_number,
+            open_token = p_open_token, updated_at = now()
+        where a.user_id = p_users[1] and a.client_id = p_client and a.last_seq < p_first_seqs[1]
+          and (a.open_number < p_open_number or (a.open_number = p_open_number and a.open_token = p_open_token));
         if not found then
-            raise exception 'already marked' using errcode = 'HM001', detail = to_json(p_users)::text;
+            -- There is none, or it refuses the batch. The head is locked, so nobody makes one meanwhile.
+            insert into memory.applied (user_id, client_id, first_seq, last_seq, open_number, open_token)
+            values (p_users[1], p_client, p_first_seqs[1], p_last_seqs[1], p_open_number, p_open_token)
+            on conflict (user_id, client_id) do nothing;
+            if not found then
+                raise exception 'already marked' using errcode = 'HM001', detail = to_json(p_users)::text;
+            end if;
         end if;
     else
         -- The head row is the user's lock; users come sorted, so two batches never wait for one another in a circle.
@@ -158,9 +169,11 @@ begin
         end if;
     end if;
 
-    for v_place in select * from unnest(p_burying) loop
-        perform memory.bury_relationships(p_client, p_users[v_place], revs[v_place] - p_takes[v_place]);
-    end loop;
+    if p_burying is not null then
+        foreach v_place in array p_burying loop
+            perform memory.bury_relationships(p_client, p_users[v_place], revs[v_place] - p_takes[v_place]);
+        end loop;
+    end if;
 end
 $$;
 

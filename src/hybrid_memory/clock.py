@@ -92,6 +92,10 @@ class StampClock:
             self._last = stamp
 
 
+_VARIANT = 2 << 62
+_NO_VARIANT = ~(3 << 62)
+
+
 class IdSource:
     """Fresh identities (UUID version 7, so that they sort by time of making)."""
 
@@ -99,13 +103,20 @@ class IdSource:
         self._clock = clock
         # Ids must differ, not be secret: a generator seeded by the system costs a tenth of asking it each time.
         self._random_bits = random_bits or random.Random(os.urandom(32)).getrandbits  # noqa: S311
+        # The digits of the last millisecond, told together: two threads make ids.
+        self._moment = (-1, "")
 
     def new(self) -> str:
         """A new UUIDv7 as canonical text (RFC 9562: 48 bits of milliseconds, version, variant, 74 random bits)."""
-        moment = f"{self._clock.now_us() // 1000 & 0xFFFFFFFFFFFF:012x}"
+        now_ms = self._clock.now_us() // 1000
+        last_ms, digits = self._moment
+        if now_ms != last_ms:
+            moment = f"{now_ms & 0xFFFFFFFFFFFF:012x}"
+            digits = f"{moment[:8]}-{moment[8:]}-7"
+            self._moment = (now_ms, digits)
         # 12 random bits, the two of the variant, 62 random bits: nineteen digits.
-        rest = f"{self._random_bits(76) & ~(3 << 62) | 2 << 62:019x}"
-        return f"{moment[:8]}-{moment[8:]}-7{rest[:3]}-{rest[3:7]}-{rest[7:]}"
+        rest = f"{self._random_bits(76) & _NO_VARIANT | _VARIANT:019x}"
+        return f"{digits}{rest[:3]}-{rest[3:7]}-{rest[7:]}"
 
 
 def _derived(kind: str, *parts: str) -> str:

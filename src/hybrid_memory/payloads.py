@@ -27,12 +27,10 @@ def node_payload(user_id: str, row: NodeRow, *, rule: Rule, patch: str | None = 
         "user_id": user_id,
         "node_id": row.node_id,
         "namespace": row.namespace,
-        "key": row.key,
         "context_type": row.context_type,
         "content": orjson.Fragment(row.content),
         "row_hash": row.row_hash,
         "text_content": row.text_content,
-        "summary": row.summary,
         "tags": orjson.Fragment(row.tags),
         "importance": row.importance,
         "created_at": row.created_at,
@@ -41,6 +39,10 @@ def node_payload(user_id: str, row: NodeRow, *, rule: Rule, patch: str | None = 
         "rule": rule,
     }
     # What few nodes have is left out where it is null: Postgres parses every member.
+    if row.key is not None:
+        members["key"] = row.key
+    if row.summary is not None:
+        members["summary"] = row.summary
     if row.entity_system is not None:
         members |= {"entity_system": row.entity_system, "entity_id": row.entity_id, "entity_type": row.entity_type}
     if row.session_id is not None or row.source_agent is not None:

@@ -39,10 +39,6 @@ class UserChanges(NamedTuple):
         """Whether any row buries a node."""
         return any(map(buries_node, self.rows))
 
-    def delta(self, kind: Kind) -> int:
-        """By how much the user's count of live rows of a kind changes."""
-        return sum([row.delta for row in self.rows if row.kind is kind])
-
 
 def by_user(operations: Sequence[Operation]) -> dict[str, list[Operation]]:
     """Each user's operations in their order; users in ascending order, in which their heads are locked."""
@@ -62,7 +58,9 @@ def as_sent(users: Mapping[str, Sequence[Operation]], erased: Mapping[str, int])
 
 def arguments(opening: Opening, users: Sequence[UserChanges]) -> tuple[object, ...]:
     """The arguments of `memory.apply`, in its order."""
-    burying = [place for place, user in enumerate(users, start=1) if user.buries_nodes]
+    rows = _Rows()
+    for place, user in enumerate(users, start=1):
+        rows.add(place, user)
     return (
         opening.client_id,
         opening.number,
@@ -72,23 +70,43 @@ def arguments(opening: Opening, users: Sequence[UserChanges]) -> tuple[object, .
         [user.first_seq for user in users],
         [user.last_seq for user in users],
         [user.erased_rev for user in users],
-        [user.delta(Kind.NODE) for user in users],
-        [user.delta(Kind.RELATIONSHIP) for user in users],
-        _rows(users, Kind.NODE),
-        _rows(users, Kind.RELATIONSHIP),
-        burying or None,
+        rows.node_counts,
+        rows.relationship_counts,
+        f"[{','.join(rows.nodes)}]" if rows.nodes else None,
+        f"[{','.join(rows.relationships)}]" if rows.relationships else None,
+        rows.burying or None,
     )
 
 
-def _rows(users: Sequence[UserChanges], kind: Kind) -> str | None:
-    """The JSON array of all rows of a kind; the payloads are spliced in as the text they are."""
-    rows = [
-        f'{{"u":{place},"back":{len(user.rows) - taken},"seq":{row.seq},"base":{row.base},{row.payload[1:]}'
-        for place, user in enumerate(users, start=1)
-        for taken, row in enumerate(user.rows, start=1)
-        if row.kind is kind
-    ]
-    return f"[{','.join(rows)}]" if rows else None
+class _Rows:
+    """What is said of a batch's rows, gathered in one pass: every write goes through it."""
+
+    def __init__(self) -> None:
+        self.nodes: list[str] = []
+        self.relationships: list[str] = []
+        self.node_counts: list[int] = []
+        self.relationship_counts: list[int] = []
+        self.burying: list[int] = []
+
+    def add(self, place: int, user: UserChanges) -> None:
+        """Add a user's rows; the payloads are spliced in as the text they are."""
+        node_count = relationship_count = 0
+        buries = False
+        back = len(user.rows)
+        for row in user.rows:
+            back -= 1
+            text = f'{{"u":{place},"back":{back},"seq":{row.seq},"base":{row.base},{row.payload[1:]}'
+            if row.kind is Kind.NODE:
+                self.nodes.append(text)
+                node_count += row.delta
+                buries = buries or row.delta < 0
+            else:
+                self.relationships.append(text)
+                relationship_count += row.delta
+        self.node_counts.append(node_count)
+        self.relationship_counts.append(relationship_count)
+        if buries:
+            self.burying.append(place)
 
 
 def outcome(

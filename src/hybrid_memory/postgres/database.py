@@ -15,7 +15,7 @@ import asyncpg
 
 from hybrid_memory.errors import Closed, HybridMemoryError, OutcomeUnknown, ReadOnly, Unreachable
 from hybrid_memory.messages import Disputed
-from hybrid_memory.postgres.failures import DRIVER_FAILURES, explained
+from hybrid_memory.postgres.failures import DRIVER_FAILURES, explain, explained
 
 T = TypeVar("T")
 
@@ -162,14 +162,14 @@ class Link:
             healthy = False
             timer = asyncio.get_running_loop().call_later(limit, connection.terminate)
             try:
-                with explained(after_sending=writes):
-                    try:
-                        result = await work(connection)
-                    except DRIVER_FAILURES:
-                        if timer.when() <= asyncio.get_running_loop().time():
-                            raise TimeoutError from None
-                        raise
+                result = await work(connection)
                 healthy = True
+            except DRIVER_FAILURES as failure:
+                late = timer.when() <= asyncio.get_running_loop().time()
+                cause = TimeoutError() if late else failure
+                explained_error = explain(cause, after_sending=writes)
+                healthy = not isinstance(explained_error, (Unreachable, ReadOnly))
+                raise explained_error from cause
             except (HybridMemoryError, Disputed) as error:
                 healthy = not isinstance(error, (Unreachable, ReadOnly))
                 raise

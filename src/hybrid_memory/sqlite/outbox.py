@@ -10,8 +10,6 @@ from functools import partial
 from itertools import islice
 from typing import Final, cast
 
-import orjson
-
 from hybrid_memory.changes import Kind, NodeChange, Operation, RelationshipChange
 from hybrid_memory.graph import NodeId, Verdict
 from hybrid_memory.messages import (
@@ -28,6 +26,7 @@ from hybrid_memory.sqlite.database import Database
 from hybrid_memory.sqlite.ledger import Ledger
 from hybrid_memory.sqlite.rows import SqlRow, operation
 from hybrid_memory.sqlite.settling import Settling
+from hybrid_memory.sqlite.staging import move_cursors, number_nodes
 from hybrid_memory.sqlite.verdicts import keep_verdicts, kept_verdict
 
 # Some batches' worth: the relay is seldom further behind, and then reads the file.
@@ -121,6 +120,8 @@ class SqliteOutbox:
         # The writer's thread may have committed more than the event loop knows of. What is decided before its caller
         # is there to hear it would be waited for in vain.
         answered_seq = self._ledger.answered_seq
+        if after_seq >= answered_seq:
+            return []
         if user_id is None:
             rows = self._database.point.execute(
                 "select seq, op_id, user_id, kind, entity_id, base, delta, stamp, payload, accepted_at"
@@ -196,19 +197,13 @@ class SqliteOutbox:
         _move_cursors(connection, [user for batch in batches for user in batch.users if user.as_sent], now_us)
 
     def _number_nodes(self, connection: sqlite3.Connection, stood: list[Applied]) -> None:
-        if not stood:
-            return
-        # One statement for all, for the reason told in `staging`.
-        numbered = [
-            (user_no, a.operation.entity_id, a.rev)
-            for a in stood
-            if (user_no := self._ledger.known_user_no(connection, a.operation.user_id)) is not None
-        ]
-        connection.execute(
-            "update nodes set rev = j.rev from"
-            " (select value ->> 0 as user_no, value ->> 1 as node_id, value ->> 2 as rev from json_each(?)) as j"
-            " where nodes.user_no = j.user_no and nodes.node_id = j.node_id and nodes.rev < j.rev",
-            (orjson.dumps(numbered).decode(),),
+        number_nodes(
+            connection,
+            [
+                (user_no, applied.operation.entity_id, applied.rev)
+                for applied in stood
+                if (user_no := self._ledger.known_user_no(connection, applied.operation.user_id)) is not None
+            ],
         )
 
     def _number_relationships(self, connection: sqlite3.Connection, stood: list[Applied]) -> None:
@@ -295,14 +290,7 @@ def _move_cursors(connection: sqlite3.Connection, users: list[AppliedUser], now_
         else:
             last[user_id] = len(moves)
             moves.append((user_id, head_rev, before_rev, epoch))
-    if moves:
-        connection.execute(
-            "update users set rev = j.rev, epoch = j.epoch, confirmed_at = ? from (select value ->> 0 as user_id,"
-            " value ->> 1 as rev, value ->> 2 as before_rev, value ->> 3 as epoch from json_each(?)) as j"
-            " where users.user_id = j.user_id and users.complete = 1 and users.rev = j.before_rev"
-            " and (users.epoch is null or users.epoch = j.epoch)",
-            (now_us, orjson.dumps(moves).decode()),
-        )
+    move_cursors(connection, [(*move, now_us) for move in moves])
 
 
 def _runs(seqs: list[int]) -> list[tuple[int, int]]:

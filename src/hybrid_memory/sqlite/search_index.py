@@ -181,6 +181,8 @@ class SearchIndexes:
         # No change is lost between this and a build: an entry is there before its build takes its snapshot, so a
         # commit whose mark finds no entry is older than the snapshot, and a mark that finds one is applied later,
         # harmlessly twice if the snapshot had it.
+        if user_no not in self._entries:
+            return
         with self._state:
             entry = self._entries.get(user_no)
             if entry is not None:

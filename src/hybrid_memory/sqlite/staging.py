@@ -61,8 +61,8 @@ class Staging:
         if self._operations:
             nodes, self._nodes = self._nodes, []
             operations, self._operations = self._operations, []
-            _insert(connection, _NODES, nodes)
-            _insert(connection, _OPERATIONS, operations)
+            _execute(connection, _NODES, nodes)
+            _execute(connection, _OPERATIONS, operations)
 
     def forget(self) -> None:
         """The transaction failed."""
@@ -70,17 +70,46 @@ class Staging:
         self._operations.clear()
 
 
+def _updates(row: str, statement: str) -> dict[int, str]:
+    # As above: constants of this module alone.
+    return {size: statement.format(values=", ".join([row] * size)) for size in _SIZES}
+
+
+# A list of values and not a JSON array: taking that apart takes as long as the update.
+_NUMBERINGS: Final = _updates(
+    "(?, ?, ?)",
+    "update nodes set rev = j.column3 from (values {values}) as j"
+    " where nodes.user_no = j.column1 and nodes.node_id = j.column2 and nodes.rev < j.column3",
+)
+_MOVES: Final = _updates(
+    "(?, ?, ?, ?, ?)",
+    "update users set rev = j.column2, epoch = j.column4, confirmed_at = j.column5 from (values {values}) as j"
+    " where users.user_id = j.column1 and users.complete = 1 and users.rev = j.column3"
+    " and (users.epoch is null or users.epoch = j.column4)",
+)
+
+
+def number_nodes(connection: sqlite3.Connection, numbered: Sequence[Params]) -> None:
+    """Give nodes the revisions that Postgres gave them, if they are newer: generation, node id, revision."""
+    _execute(connection, _NUMBERINGS, numbered)
+
+
+def move_cursors(connection: sqlite3.Connection, moves: Sequence[Params]) -> None:
+    """Move the cursors of complete copies that stand at a revision: user, to, from, epoch, time."""
+    _execute(connection, _MOVES, moves)
+
+
 def insert_nodes(connection: sqlite3.Connection, rows: Sequence[Params]) -> None:
     """Insert new nodes: row id, generation, then the members of `NodeRow` in order."""
-    _insert(connection, _NODES, rows)
+    _execute(connection, _NODES, rows)
 
 
 def insert_relationships(connection: sqlite3.Connection, rows: Sequence[Params]) -> None:
     """Insert new relationships: row id, generation, then the members of `RelationshipRow` in order."""
-    _insert(connection, _RELATIONSHIPS, rows)
+    _execute(connection, _RELATIONSHIPS, rows)
 
 
-def _insert(connection: sqlite3.Connection, statements: dict[int, str], rows: Sequence[Params]) -> None:
+def _execute(connection: sqlite3.Connection, statements: dict[int, str], rows: Sequence[Params]) -> None:
     start = 0
     for size, statement in statements.items():
         while len(rows) - start >= size:
