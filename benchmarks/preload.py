@@ -23,6 +23,8 @@ from hybrid_memory.sqlite.driver import choose_driver
 
 _FIRST = "somebody-else"
 _WARM_NODES = 100
+# One load of the small graph is over in the time that one hiccup of the machine takes.
+_SMALL_LOADS = 4
 _PER_TRANSACTION = 4_000
 _ALL = 1 << 40
 
@@ -62,11 +64,13 @@ async def run(plan: Plan) -> list[Figure]:
                     seconds = await _ensure(manager, graph)
                     if graph is graphs[1]:
                         searchable.add(await _first_search(manager, graph))
-                    limit = await references.copy_to_nowhere(bare, graph.user_id)
-                    limit += _insert_raw(place.folder / f"raw-{number}", graph)
-                    figure.add(seconds * 1000, limit * 1000)
+                    figure.add(seconds * 1000, await _at_least(place, bare, graph) * 1000)
                 for graph in few:
                     await manager.ensure_user_memories(graph.user_id)
+            for again in range(_SMALL_LOADS - 1):
+                async with place.manager(f"{name}-{again}") as manager:
+                    await manager.ensure_user_memories(_FIRST)
+                    small.add(await _ensure(manager, graphs[0]) * 1000, await _at_least(place, bare, graphs[0]) * 1000)
             calls, trips = await _warm(place, name, bare, [*few, *graphs])
             warm.add(median(calls), median(trips), calls=calls)
     return [small, large, searchable, warm, *await _starts(plan)]
@@ -124,6 +128,12 @@ async def _first_search(manager: HybridMemoryManager, graph: Graph) -> float:
     seconds = time.perf_counter() - started
     assert hits
     return seconds
+
+
+async def _at_least(place: Stand, bare: asyncpg.Connection, graph: Graph) -> float:
+    """Seconds of the reference: out of Postgres, and into SQLite."""
+    seconds = await references.copy_to_nowhere(bare, graph.user_id)
+    return seconds + _insert_raw(place.folder / "raw", graph)
 
 
 def _insert_raw(path: Path, graph: Graph) -> float:
