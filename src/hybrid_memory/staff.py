@@ -113,8 +113,8 @@ class Staff:
     def _decided(self, batch: BatchApplied) -> None:
         self._hinter.note()
         self._hinter_service.wake()
-        otherwise = any(applied.verdict is not Verdict.APPLIED for applied in batch.operations)
-        if otherwise or any(not user.as_sent for user in batch.users):
+        otherwise = {applied.verdict for applied in batch.operations} != {Verdict.APPLIED}
+        if otherwise or not all(user.as_sent for user in batch.users):
             # The row that stands differs from ours: fetch it now rather than at the next poll.
             self.feed_service.wake()
         self._on_decided(batch)

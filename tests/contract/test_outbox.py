@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from hybrid_memory.errors import Backpressure, Closed, Conflict, NotFound, StorageFailed
+from hybrid_memory.filters import parse
 from hybrid_memory.graph import NodeId, Verdict
-from hybrid_memory.messages import Applied, BatchApplied
+from hybrid_memory.messages import Applied, BatchApplied, Listing
 from hybrid_memory.sqlite.accepting import QueueBounds
 from hybrid_memory.sqlite.hot_file import HotFile
 from tests.support.hot_files import CLOCK, carried, count, fresh, hot_file, keyed, load, related
@@ -216,6 +217,24 @@ async def test_what_is_being_settled_is_not_claimed_again_and_does_not_hide_what
     await settling
     assert seqs(file) == list(range(51, 301))
     assert file.outbox.state().entries == 250
+
+
+async def test_what_is_settled_while_it_is_read_is_told_with_its_revision(
+    file: HotFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await file.outbox.accept_node("ada", fresh())
+    settling = file.outbox.settle(carried(file.outbox.claim(after_seq=0, limit=1), before_rev=6))
+    read = file.database.read
+
+    async def read_slowly(work: Callable[[sqlite3.Connection], object]) -> object:
+        found = await read(work)
+        await settling
+        return found
+
+    monkeypatch.setattr(file.database, "read", read_slowly)
+    listing = Listing(predicate=parse(None), order="created_at", limit=5, cursor=None)
+    page = await file.hot.page("ada", listing)
+    assert [node.rev for node in page.items] == [7]
 
 
 async def test_batches_decided_in_close_order_are_settled_in_one_step(file: HotFile) -> None:

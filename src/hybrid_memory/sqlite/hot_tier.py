@@ -22,7 +22,7 @@ from hybrid_memory.sqlite.database import Database
 from hybrid_memory.sqlite.rows import SqlRow, memory_node, relationship
 from hybrid_memory.sqlite.search_index import SearchIndexes
 from hybrid_memory.sqlite.search_text import match_expression
-from hybrid_memory.sqlite.settling import Settling
+from hybrid_memory.sqlite.settling import Revs, Settling
 
 # How many candidates of the text index are looked at first for each result wanted; filters may use up the rest.
 CANDIDATES_PER_HIT = 8
@@ -115,19 +115,10 @@ class SqliteHotTier:
         if expires_at is not None and expires_at <= self._clock.now_us():
             return None
         node = memory_node(user_id, node_id, row)
-        return self._numbered(node) if self._settling else node
-
-    def _numbered(self, node: MemoryNode) -> MemoryNode:
-        rev = self._settling.rev(node.user_id, node.node_id, node.rev)
+        if not self._settling:
+            return node
+        rev = self._settling.rev(user_id, node_id, node.rev)
         return node if rev == node.rev else replace(node, rev=rev)
-
-    def _edge(self, user_id: str, row: SqlRow) -> Relationship:
-        edge = relationship(user_id, row)
-        rev = self._settling.rev(user_id, edge.relationship_id, edge.rev)
-        return edge if rev == edge.rev else replace(edge, rev=rev)
-
-    def _node(self, user_id: str, row: SqlRow) -> MemoryNode:
-        return self._numbered(memory_node(user_id, row[_WIDTH], row[:_WIDTH]))
 
     def _place_of(self, user_id: str) -> int | None:
         user_no = self._user_nos.get(user_id)
@@ -199,10 +190,11 @@ class SqliteHotTier:
             f" order by n.{column} {direction}, n.row_id {direction} limit ?"
         )
         parameters = [user_no, self._clock.now_us(), *binds, *(after or ()), listing.limit + 1]
+        revs = self._settling.revs()
         rows = await self._database.read(lambda connection: connection.execute(statement, parameters).fetchall())
         more = len(rows) > listing.limit
         rows = rows[: listing.limit]
-        items = tuple(self._node(user_id, row) for row in rows)
+        items = tuple(_node(user_id, row, revs) for row in rows)
         next_cursor = _write_cursor(listing.order, rows[-1][-2], rows[-1][-1]) if more else None
         return Page(items=items, next_cursor=next_cursor)
 
@@ -212,10 +204,18 @@ class SqliteHotTier:
         user_no = self._place_of(user_id)
         if match is None or user_no is None:
             return []
-        return await self._database.read(partial(self._search, user_id, user_no, match, predicate, limit))
+        revs = self._settling.revs()
+        return await self._database.read(partial(self._search, user_id, user_no, match, predicate, limit, revs))
 
     def _search(
-        self, user_id: str, user_no: int, match: str, predicate: Predicate, limit: int, connection: sqlite3.Connection
+        self,
+        user_id: str,
+        user_no: int,
+        match: str,
+        predicate: Predicate,
+        limit: int,
+        revs: Revs,
+        connection: sqlite3.Connection,
     ) -> list[Hit]:
         wanted = limit * CANDIDATES_PER_HIT
         where, binds = to_sqlite(predicate)
@@ -232,7 +232,7 @@ class SqliteHotTier:
             wanted *= CANDIDATES_PER_HIT
         found = {cast("int", row[-1]): row for row in rows}
         best = [(found[row_id], score) for row_id, score in candidates if row_id in found][:limit]
-        return [Hit(node=self._node(user_id, row), score=score / (score + HALF_SCORE)) for row, score in best]
+        return [Hit(node=_node(user_id, row, revs), score=score / (score + HALF_SCORE)) for row, score in best]
 
     async def neighbours(
         self,
@@ -249,7 +249,8 @@ class SqliteHotTier:
         if user_no is None:
             return []
         statements = {"out": [_OUTWARD], "in": [_INWARD], "both": [_OUTWARD, _INWARD]}[direction]
-        walk = partial(self._walk, user_id, user_no, node_id, depth, types, statements, limit)
+        revs = self._settling.revs()
+        walk = partial(self._walk, user_id, user_no, node_id, depth, types, statements, limit, revs)
         return await self._database.read(walk)
 
     def _walk(
@@ -261,6 +262,7 @@ class SqliteHotTier:
         types: frozenset[str] | None,
         statements: list[str],
         limit: int,
+        revs: Revs,
         connection: sqlite3.Connection,
     ) -> list[Neighbour]:
         reached: set[str] = {node_id}
@@ -270,12 +272,12 @@ class SqliteHotTier:
             rows = self._step(connection, statements, user_no, frontier)
             ring: dict[str, Neighbour] = {}
             for row in rows:
-                node_at, edge = row[_WIDTH], self._edge(user_id, row[_WIDTH + 1 :])
+                node_at, edge = row[_WIDTH], _edge(user_id, row[_WIDTH + 1 :], revs)
                 if node_at in reached or (types is not None and edge.relationship_type not in types):
                     continue
                 heavier = node_at not in ring or ring[node_at].relationship.weight < edge.weight
                 if heavier:
-                    node = self._node(user_id, row)
+                    node = _node(user_id, row, revs)
                     ring[node_at] = Neighbour(node=node, relationship=edge, depth=step)
             found += sorted(ring.values(), key=lambda n: (-n.relationship.weight, n.node.node_id))
             reached |= ring.keys()
@@ -317,6 +319,18 @@ class SqliteHotTier:
             )
         )
         return Digest(value=nodes ^ edges, nodes=node_count, relationships=edge_count)
+
+
+def _node(user_id: str, row: SqlRow, revs: Revs) -> MemoryNode:
+    node = memory_node(user_id, row[_WIDTH], row[:_WIDTH])
+    rev = revs.get((user_id, node.node_id), 0)
+    return replace(node, rev=rev) if rev > node.rev else node
+
+
+def _edge(user_id: str, row: SqlRow, revs: Revs) -> Relationship:
+    edge = relationship(user_id, row)
+    rev = revs.get((user_id, edge.relationship_id), 0)
+    return replace(edge, rev=rev) if rev > edge.rev else edge
 
 
 def _nothing(_connection: sqlite3.Connection) -> None:
