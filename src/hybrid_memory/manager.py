@@ -64,6 +64,7 @@ class HybridMemoryManager:
             is_persistent=persistent,
             open_users=lambda: [user for user in self._open_users if persistent(user)],
             on_decided=self._decided,
+            on_rest=self._progressed.set,
         )
         file = tiers.file
         self.checkpoints = Checkpoints(
@@ -337,12 +338,17 @@ class HybridMemoryManager:
         return removed
 
     async def drain(self, within: timedelta) -> int:
-        """Wait until the queue is carried, at most so long; returns how many operations are left."""
+        """Wait until the queue is carried, at most so long; returns how many operations are left.
+
+        What users who are not persistent yet have queued is left, and not waited for.
+        """
         if type(within) is not timedelta:
             raise InvalidInput("within", "must be a timedelta")
-        deadline = self._clock.monotonic() + within.total_seconds()
+        now, relay = self._clock.monotonic, self._staff.relay
+        deadline = now() + within.total_seconds()
+        relay.look_again()
         self._staff.relay_service.wake()
-        while (left := self.queue().entries) and (seconds := deadline - self._clock.monotonic()) > 0:
+        while (left := self.queue().entries) and not relay.resting and (seconds := deadline - now()) > 0:
             self._progressed.clear()
             try:
                 async with asyncio.timeout(seconds):

@@ -41,6 +41,7 @@ class Relay:
         erased_rev: Callable[[str], int],
         is_persistent: Callable[[str], bool],
         on_decided: Callable[[BatchApplied], None],
+        on_rest: Callable[[], None],
         batch_size: int,
     ) -> None:
         self._outbox = outbox
@@ -53,9 +54,11 @@ class Relay:
         # Asked once a user: were the answer to change, later operations would overtake those that were passed over.
         self._is_persistent = cache(is_persistent)
         self._on_decided = on_decided
+        self._on_rest = on_rest
         self._batch_size = batch_size
         self._shaken_hands = False
         self._fenced = False
+        self._resting = False
         self._after_seq = 0
         # Users with operations at or below _after_seq that still wait.
         self._left_behind: set[str] = set()
@@ -77,8 +80,24 @@ class Relay:
         """Whether Postgres is tried."""
         return self._breaker.state
 
+    @property
+    def resting(self) -> bool:
+        """It looked, and nothing is queued that it may carry; what users not persistent yet have queued stays."""
+        return self._resting
+
+    def look_again(self) -> None:
+        """Something may be queued since it rested."""
+        self._resting = False
+
     async def run_once(self) -> float | None:
-        """Carry one batch. Returns 0 when there may be more, None when the queue is empty."""
+        """Carry one batch. Returns 0 when there may be more, None when nothing is queued that may be carried."""
+        pause = await self._round()
+        self._resting = pause is None
+        if self._resting:
+            self._on_rest()
+        return pause
+
+    async def _round(self) -> float | None:
         if self._fenced:
             return None
         self._breaker.trying()

@@ -35,6 +35,7 @@ class Staff:
         is_persistent: Callable[[str], bool],
         open_users: Callable[[], Sequence[str]],
         on_decided: Callable[[BatchApplied], None],
+        on_rest: Callable[[], None],
     ) -> None:
         file, durable = tiers.file, tiers.durable
         uniform = random.SystemRandom().random
@@ -51,6 +52,7 @@ class Staff:
             erased_rev=file.hot.erased_rev,
             is_persistent=is_persistent,
             on_decided=self._decided,
+            on_rest=on_rest,
             batch_size=settings.batch_size,
         )
         feed = Feed(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import lru_cache
 from itertools import islice
@@ -65,6 +65,25 @@ class Liveness:
             )
 
 
+def _tags_text(tags: Iterable[str]) -> str | None:
+    checked = validation.tags(tags)
+    return encode(checked) if checked else None
+
+
+class TagTexts:
+    """Memories are tagged with the same few words again and again: the texts made last are kept."""
+
+    def __init__(self) -> None:
+        self._known = lru_cache(maxsize=1024)(_tags_text)
+
+    def text(self, tags: Iterable[str]) -> str | None:
+        """The JSON text of the tags, checked; None for none."""
+        # What is not a plain str is never looked up: it may claim to equal one.
+        if isinstance(tags, tuple) and all(type(tag) is str for tag in tags):
+            return self._known(tags)
+        return _tags_text(tags)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
     """What handles work with; one for all handles of a manager."""
@@ -78,6 +97,7 @@ class Access:
     settings: Settings
     liveness: Liveness
     is_away: Callable[[], bool]
+    tags: TagTexts = field(default_factory=TagTexts)
 
 
 class UserMemory:
@@ -154,7 +174,7 @@ class UserMemory:
             words,
             rule if expected_rev is None else Rule.COMPARE,
             None if summary is None else validation.summary(summary),
-            _tags(tags),
+            self._access.tags.text(tags),
             None if importance is None else validation.importance(importance),
             expires_at=None if ttl is None else self._access.clock.now_us() + validation.ttl(ttl),
             expected_rev=None if expected_rev is None else validation.expected_rev(expected_rev),
@@ -374,18 +394,3 @@ def _each(field: str, values: object) -> Iterable[object]:
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
         raise InvalidInput(field, "must be a list of str")
     return cast("Iterable[object]", values)
-
-
-def _tags(tags: Iterable[str]) -> str | None:
-    # Memories are tagged with the same few words again and again. What is not a plain str is never looked up.
-    if isinstance(tags, tuple) and all(type(tag) is str for tag in tags):
-        return _known_tags(tags)
-    return _tags_text(tags)
-
-
-def _tags_text(tags: Iterable[str]) -> str | None:
-    checked = validation.tags(tags)
-    return encode(checked) if checked else None
-
-
-_known_tags = lru_cache(maxsize=1024)(_tags_text)

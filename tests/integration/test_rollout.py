@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
@@ -17,7 +18,7 @@ from tests.support.managers import BRISK, Ears, both_tiers_agree, drained
 
 FACT = "conversation_fact"
 LONG = 20.0
-# Closing would wait for operations that must not flow.
+# These tests look at what is queued when it closes.
 AT_ONCE = BRISK.model_copy(update={"drain_on_close": timedelta(0)})
 
 
@@ -53,6 +54,19 @@ async def test_a_user_denied_stays_local_and_queued_while_others_flow(
     assert await _users(admin) == {"ann"}
     assert {event.user_id for event in ears.all(Persisted)} == {"ann"}
     assert {event.user_id for event in ears.all(LoadStarted)} == {"ann"}
+
+
+async def test_neither_draining_nor_closing_waits_for_what_may_not_flow(postgres: Database, tmp_path: Path) -> None:
+    patient = BRISK.model_copy(update={"drain_on_close": timedelta(hours=1)})
+    async with (
+        asyncio.timeout(LONG),
+        HybridMemoryManager.open(
+            dsn=postgres.app_dsn, data_dir=tmp_path, persistent_users=_only_ann, settings=patient
+        ) as manager,
+    ):
+        await manager.user("bea").store({"text": "tea"}, context_type=FACT, wait=0)
+        await manager.user("ann").store({"text": "tea"}, context_type=FACT, wait=0)
+        assert await manager.drain(timedelta(hours=1)) == 1
 
 
 async def test_a_user_allowed_at_a_later_opening_flows_in_order(

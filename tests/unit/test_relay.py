@@ -43,6 +43,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         events=EventLog(heard.append),
         is_persistent=lambda _: True,
         on_decided=lambda _: None,
+        on_rest=lambda: None,
         batch_size=5,
     )
     yield Bench(relay, heard)
