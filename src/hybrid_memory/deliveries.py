@@ -75,7 +75,7 @@ class Deliveries:
 
     def _time_out(self, moment: float) -> None:
         for seq in self._due.pop(moment):
-            for waiter in [one for one in self._waiting[seq] if one.moment == moment]:
+            for waiter in [one for one in self._waiting.get(seq, ()) if one.moment == moment]:
                 _give_up(waiter)
                 self._strike(waiter)
 
