@@ -91,6 +91,19 @@ async def test_a_batch_sent_again_is_disputed_and_changes_nothing(
     assert await everything(admin) == before
 
 
+@pytest.mark.parametrize("users", [["u"], ["u", "v"]])
+async def test_a_number_at_or_below_the_mark_is_refused_even_for_rows_that_nobody_has(
+    tier: DurableTier, author: Author, admin: asyncpg.Connection, users: list[str]
+) -> None:
+    await tier.apply(author.opening, [author.store(user) for user in users for _ in range(3)], {})
+    before = await everything(admin)
+    late = [author.store(user)._replace(seq=place) for place, user in enumerate(users, start=1)]
+    with pytest.raises(Disputed) as disputed:
+        await tier.apply(author.opening, late, {})
+    assert "u" in disputed.value.users
+    assert await everything(admin) == before
+
+
 async def test_a_replay_after_a_lost_reply_is_told_as_applied_with_its_revision(
     tier: DurableTier, author: Author, admin: asyncpg.Connection
 ) -> None:
