@@ -70,6 +70,14 @@ class Figure:
             return self.limit is None
         return judged <= self.limit if self.better == "lower" else judged >= self.limit
 
+    @property
+    def shares(self) -> list[float]:
+        """Each round's value as a share of the limit: above 1 it is missed. Empty without a limit."""
+        judged = self.samples if self.limit_on == "value" else self.ratios
+        if self.limit is None:
+            return []
+        return [one / self.limit if self.better == "lower" else self.limit / one for one in judged]
+
     def percentile(self, share: float) -> float:
         """The value below which this share of the single calls lies, of the rounds where no calls were kept."""
         ordered = sorted(self.calls or self.samples)

@@ -17,6 +17,10 @@ from hybrid_memory.sqlite.driver import choose_driver
 
 SCHEMA = 1
 
+# Characters from nothing to the limit, and to where everything further is drawn.
+_LIMIT_AT = 60
+_PLOT_WIDTH = 80
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
@@ -55,6 +59,26 @@ class Report:
         for figure in self.figures:
             table.add_row(*_cells(figure))
         console.print(table)
+        for line in self.plot():
+            console.print(line, highlight=False, markup=False, no_wrap=True)
+
+    def plot(self) -> list[str]:
+        """How near each figure is to its limit, round by round: a line each, with the limit at the same place."""
+        limited = [figure for figure in self.figures if figure.shares]
+        if not limited:
+            return []
+        heading = "each round and its limit"
+        width = max(map(len, (heading, *(figure.name for figure in limited))))
+        title = f"{heading:{width}} {'0':<{_LIMIT_AT}}| missed"
+        return [title, *(f"{figure.name:{width}} {_dots(figure.shares)}" for figure in limited)]
+
+
+def _dots(shares: Sequence[float]) -> str:
+    line = [" "] * (_PLOT_WIDTH + 1)
+    line[_LIMIT_AT] = "|"
+    for share in shares:
+        line[min(_PLOT_WIDTH, round(share * _LIMIT_AT))] = "o"
+    return "".join(line).rstrip()
 
 
 def _cells(figure: Figure) -> list[str]:

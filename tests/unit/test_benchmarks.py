@@ -119,6 +119,22 @@ def test_the_table_names_what_was_missed() -> None:
     assert "MISSED" in console.file.getvalue()
 
 
+def test_the_plot_draws_each_round_before_or_behind_the_limit() -> None:
+    lower, higher, free = figure(limit=2.0), figure(better="higher", limit=2.0), figure()
+    for value in (1, 3):
+        lower.add(value, 1)
+        higher.add(value, 1)
+        free.add(value, 1)
+    made = report.Report(seed=1, rounds=2, machine="m", commit="", figures=[lower, higher, free])
+    title, first, second = made.plot()
+    limit = title.index("|")
+    assert [line.index("|") for line in (first, second)] == [limit, limit]
+    # A half of the limit and one and a half of it; twice too little and half as much again as wanted.
+    assert [(line[:limit].count("o"), line[limit:].count("o")) for line in (first, second)] == [(1, 1), (1, 1)]
+    assert first.index("o") < second.index("o")
+    assert report.Report(seed=1, rounds=2, machine="m", commit="", figures=[free]).plot() == []
+
+
 def test_the_machine_is_told_by_its_class_and_not_by_its_name() -> None:
     told = report.machine("18.4")
     assert "PostgreSQL 18.4" in told
