@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, Final, TypeAlias
 
 from hybrid_memory.changes import NodeRow, Operation
@@ -23,12 +24,15 @@ _OPERATION_COLUMNS: Final = "seq, op_id, user_id, kind, entity_id, base, delta, 
 
 # How many rows a statement takes: few different statements, so that all stay prepared.
 _SIZES: Final = (32, 8, 1)
+# A load shares the interpreter's lock with the decoding of what comes next, which holds it for milliseconds: with a
+# step as long as that, each works while the other does.
+_LOAD_SIZES: Final = (500, *_SIZES)
 
 
-def _statements(table: str, columns: str) -> dict[int, str]:
+def _statements(table: str, columns: str, sizes: Sequence[int] = _SIZES) -> dict[int, str]:
     row = f"({', '.join('?' * len(columns.split(',')))})"
     # Put together from the constants of this module alone.
-    return {size: f"insert into {table} ({columns}) values {', '.join([row] * size)}" for size in _SIZES}  # noqa: S608
+    return {size: f"insert into {table} ({columns}) values {', '.join([row] * size)}" for size in sizes}  # noqa: S608
 
 
 _RELATIONSHIP_COLUMNS: Final = (
@@ -36,7 +40,8 @@ _RELATIONSHIP_COLUMNS: Final = (
     " valid_from, valid_to, created_at, updated_at, deleted_at, stamp, rev"
 )
 _NODES: Final = _statements("nodes", _NODE_COLUMNS)
-_RELATIONSHIPS: Final = _statements("relationships", _RELATIONSHIP_COLUMNS)
+_LOADED_NODES: Final = _statements("nodes", _NODE_COLUMNS, _LOAD_SIZES)
+_LOADED_RELATIONSHIPS: Final = _statements("relationships", _RELATIONSHIP_COLUMNS, _LOAD_SIZES)
 _OPERATIONS: Final = _statements("outbox", _OPERATION_COLUMNS)
 
 
@@ -101,17 +106,17 @@ def move_cursors(connection: sqlite3.Connection, moves: Sequence[Params]) -> Non
 
 def insert_nodes(connection: sqlite3.Connection, rows: Sequence[Params]) -> None:
     """Insert new nodes: row id, generation, then the members of `NodeRow` in order."""
-    _execute(connection, _NODES, rows)
+    _execute(connection, _LOADED_NODES, rows)
 
 
 def insert_relationships(connection: sqlite3.Connection, rows: Sequence[Params]) -> None:
     """Insert new relationships: row id, generation, then the members of `RelationshipRow` in order."""
-    _execute(connection, _RELATIONSHIPS, rows)
+    _execute(connection, _LOADED_RELATIONSHIPS, rows)
 
 
 def _execute(connection: sqlite3.Connection, statements: dict[int, str], rows: Sequence[Params]) -> None:
     start = 0
     for size, statement in statements.items():
         while len(rows) - start >= size:
-            connection.execute(statement, [value for row in rows[start : start + size] for value in row])
+            connection.execute(statement, list(chain.from_iterable(rows[start : start + size])))
             start += size
