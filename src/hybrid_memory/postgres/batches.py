@@ -34,11 +34,6 @@ class UserChanges(NamedTuple):
     erased_rev: int
     rows: Sequence[RowChange | Operation]
 
-    @property
-    def buries_nodes(self) -> bool:
-        """Whether any row buries a node."""
-        return any(map(buries_node, self.rows))
-
 
 def by_user(operations: Sequence[Operation]) -> dict[str, list[Operation]]:
     """Each user's operations in their order; users in ascending order, in which their heads are locked."""
@@ -118,9 +113,11 @@ def outcome(
     for user, rev, epoch in zip(changes, revs, epochs, strict=True):
         operations = users[user.user_id]
         before = rev - len(operations)
-        applied += [
-            Applied(operation, Verdict.APPLIED, rev_of) for rev_of, operation in enumerate(operations, before + 1)
-        ]
         # A buried node may have taken relationships along that its writer did not know of.
-        heads.append(AppliedUser(user.user_id, epoch, before, rev, as_sent=not user.buries_nodes))
+        as_sent = True
+        for rev_of, operation in enumerate(operations, before + 1):
+            applied.append(Applied(operation, Verdict.APPLIED, rev_of))
+            if operation.delta < 0 and buries_node(operation):
+                as_sent = False
+        heads.append(AppliedUser(user.user_id, epoch, before, rev, as_sent))
     return BatchApplied(operations=tuple(applied), users=tuple(heads))
