@@ -6,6 +6,7 @@ import asyncio
 from math import ceil
 from typing import NamedTuple
 
+from hybrid_memory.changes import Operation
 from hybrid_memory.errors import Closed
 from hybrid_memory.messages import Accepted, Applied
 
@@ -16,7 +17,7 @@ LATE_SHARE = 0.005
 
 
 class _Waiter(NamedTuple):
-    accepted: Accepted
+    waited: Operation | Accepted
     future: asyncio.Future[Accepted]
     moment: float | None
     """When it is let go, on the event loop's clock; None: never."""
@@ -32,12 +33,12 @@ class Deliveries:
         self._usual = (0.0, 0.0)
         self._closed = False
 
-    def tell(self, accepted: Accepted, future: asyncio.Future[Accepted], timeout_seconds: float) -> None:
+    def tell(self, operation: Operation, future: asyncio.Future[Accepted], timeout_seconds: float) -> None:
         """Answer `future` with the decision on an operation still queued.
 
-        When the time, or the manager's life, is over before, the answer is `accepted` as it is.
+        When the time, or the manager's life, is over before, the answer is that it was accepted.
         """
-        self._enlist(accepted, future, timeout_seconds)
+        self._enlist(operation, future, timeout_seconds)
 
     async def wait(self, accepted: Accepted, timeout_seconds: float | None) -> Applied | None:
         """The decision on an operation still queued, or None when the time, or the manager's life, is over first."""
@@ -48,16 +49,18 @@ class Deliveries:
         finally:
             self._strike(waiter)
 
-    def _enlist(self, accepted: Accepted, future: asyncio.Future[Accepted], timeout_seconds: float | None) -> _Waiter:
-        if self._closed:
-            future.set_result(accepted)
-            return _Waiter(accepted, future, None)
+    def _enlist(
+        self, waited: Operation | Accepted, future: asyncio.Future[Accepted], timeout_seconds: float | None
+    ) -> _Waiter:
         moment = None
-        if timeout_seconds is not None:
+        if timeout_seconds is not None and not self._closed:
             moment = self._moment_after(timeout_seconds)
-            self._due[moment].add(accepted.seq)
-        waiter = _Waiter(accepted, future, moment)
-        self._waiting.setdefault(accepted.seq, []).append(waiter)
+            self._due[moment].add(waited.seq)
+        waiter = _Waiter(waited, future, moment)
+        if self._closed:
+            _give_up(waiter)
+        else:
+            self._waiting.setdefault(waited.seq, []).append(waiter)
         return waiter
 
     def _moment_after(self, timeout_seconds: float) -> float:
@@ -86,7 +89,7 @@ class Deliveries:
 
     def _strike(self, waiter: _Waiter) -> None:
         """Take a waiter off the list, if it still is on it."""
-        seq = waiter.accepted.seq
+        seq = waiter.waited.seq
         left = [one for one in self._waiting.get(seq, ()) if one.future is not waiter.future]
         if left:
             self._waiting[seq] = left
@@ -98,11 +101,11 @@ class Deliveries:
     def resolve(self, applied: Applied) -> None:
         """Tell whoever waits for this operation."""
         seq = applied.operation.seq
-        for accepted, future, moment in self._waiting.pop(seq, ()):
+        for _, future, moment in self._waiting.pop(seq, ()):
             if moment in self._due:
                 self._due[moment].discard(seq)
             if not future.done():
-                future.set_result(Accepted(*accepted[:4], applied))
+                future.set_result(Accepted.of(applied.operation, applied))
 
     def release(self) -> None:
         """Postgres is known to be away: nobody need wait out the time."""
@@ -121,4 +124,5 @@ class Deliveries:
 
 def _give_up(waiter: _Waiter) -> None:
     if not waiter.future.done():
-        waiter.future.set_result(waiter.accepted)
+        waited = waiter.waited
+        waiter.future.set_result(waited if isinstance(waited, Accepted) else Accepted.of(waited))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from asyncio import Future
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Self, TypeAlias
 
 from hybrid_memory.changes import Operation
 from hybrid_memory.filters import Predicate
@@ -105,10 +105,15 @@ class Accepted(NamedTuple):
     entity_id: str
     applied: Applied | None = None
 
+    @classmethod
+    def of(cls, operation: Operation, applied: Applied | None = None) -> Self:
+        """What is known of an operation."""
+        return cls(operation.seq, operation.op_id, operation.user_id, operation.entity_id, applied)
+
 
 Accepting: TypeAlias = "Awaitable[Accepted]"
 # Called when an operation is fsynced, to answer its future in good time.
-Hold: TypeAlias = "Callable[[Accepted, Future[Accepted]], None]"
+Hold: TypeAlias = "Callable[[Operation, Future[Accepted]], None]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 
+from hybrid_memory.changes import Operation
 from hybrid_memory.clock import Clock
 from hybrid_memory.deliveries import Deliveries
 from hybrid_memory.graph import NodeId, Receipt, Status, Verdict
@@ -27,11 +28,11 @@ class ReceiptDesk:
         """What keeps an accepted operation's caller until Postgres has decided, at most so long; None: nothing does."""
         return partial(self._hold, wait_seconds) if wait_seconds > 0 else None
 
-    def _hold(self, wait_seconds: float, accepted: Accepted, future: Future[Accepted]) -> None:
+    def _hold(self, wait_seconds: float, operation: Operation, future: Future[Accepted]) -> None:
         if self._is_away():
-            future.set_result(accepted)
+            future.set_result(Accepted.of(operation))
         else:
-            self._deliveries.tell(accepted, future, wait_seconds)
+            self._deliveries.tell(operation, future, wait_seconds)
 
     def issue(self, accepted: Accepted, node_id: NodeId) -> Receipt:
         """The receipt by what is known."""

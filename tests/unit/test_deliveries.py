@@ -22,14 +22,17 @@ def _accepted(seq: int) -> Accepted:
     return Accepted(seq, f"op-{seq}", "ada", f"node-{seq}")
 
 
+def _operation(seq: int) -> Operation:
+    return Operation(seq, f"op-{seq}", "ada", Kind.NODE, f"node-{seq}", 0, 1, 1, "{}", 1)
+
+
 def _applied(seq: int) -> Applied:
-    operation = Operation(seq, f"op-{seq}", "ada", Kind.NODE, f"node-{seq}", 0, 1, 1, "{}", 1)
-    return Applied(operation, Verdict.APPLIED, 7)
+    return Applied(_operation(seq), Verdict.APPLIED, 7)
 
 
 def _told(deliveries: Deliveries, seq: int, timeout_seconds: float) -> asyncio.Future[Accepted]:
     future: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
-    deliveries.tell(_accepted(seq), future, timeout_seconds)
+    deliveries.tell(_operation(seq), future, timeout_seconds)
     return future
 
 

@@ -19,7 +19,6 @@ from hybrid_memory.changes import (
 )
 from hybrid_memory.errors import Backpressure, Conflict, NotFound
 from hybrid_memory.graph import NodeId
-from hybrid_memory.messages import Accepted
 from hybrid_memory.payloads import node_payload, relationship_payload
 from hybrid_memory.sqlite.ledger import Ledger
 from hybrid_memory.sqlite.rows import (
@@ -47,10 +46,9 @@ class Stored(NamedTuple):
     row_id: int | None
 
     @property
-    def accepted(self) -> Accepted:
+    def told(self) -> Operation:
         """The operation that the caller hears of: the last."""
-        last = self.operations[-1]
-        return Accepted(last.seq, last.op_id, last.user_id, last.entity_id)
+        return self.operations[-1]
 
 
 class Acceptance:
@@ -64,11 +62,12 @@ class Acceptance:
         """Store a node whose id was made for it: nothing need be read, so its rows are staged."""
         self._check_room(connection)
         ledger = self._ledger
-        user_no = ledger.user_no(connection, user_id)
         row = node_row(change, None, now_us=ledger.now_us(), stamp=ledger.next_stamp())
-        row_id = ledger.next_row_id(connection)
         payload = node_payload(user_id, row, rule=change.rule)
-        queued = self._operation(connection, user_id, row, payload, base=0, delta=1)
+        user_no, row_id, seq = ledger.fresh(connection, user_id)
+        queued = Operation(
+            seq, ledger.new_id(), user_id, Kind.NODE, row.node_id, 0, 1, row.stamp, payload, row.updated_at
+        )
         ledger.staging.add_node(user_no, row_id, row)
         return Stored((self.enqueue(queued),), user_no, row_id)
 

@@ -90,9 +90,9 @@ class SqliteOutbox:
         if future.done():
             return  # whoever asked has gone
         if hold is None:
-            future.set_result(stored.accepted)
+            future.set_result(Accepted.of(stored.told))
         else:
-            hold(stored.accepted, future)
+            hold(stored.told, future)
 
     def forget_newest(self) -> None:
         """Queue entries were removed unsent, or added by others."""
