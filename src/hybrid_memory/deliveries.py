@@ -29,8 +29,6 @@ class Deliveries:
     def __init__(self) -> None:
         self._waiting: dict[int, list[_Waiter]] = {}
         self._due: dict[float, set[int]] = {}
-        # Callers ask for the same time-out again and again: theirs, and the moment it led to.
-        self._usual = (0.0, 0.0)
         self._closed = False
 
     def tell(self, operation: Operation, future: asyncio.Future[Accepted], timeout_seconds: float) -> None:
@@ -65,12 +63,8 @@ class Deliveries:
 
     def _moment_after(self, timeout_seconds: float) -> float:
         loop = asyncio.get_running_loop()
-        due_at = loop.time() + timeout_seconds
-        usual_seconds, moment = self._usual
-        if timeout_seconds != usual_seconds or due_at > moment:
-            grain = max(LATE_SECONDS, LATE_SHARE * timeout_seconds)
-            moment = ceil(due_at / grain) * grain
-            self._usual = (timeout_seconds, moment)
+        grain = max(LATE_SECONDS, LATE_SHARE * timeout_seconds)
+        moment = ceil((loop.time() + timeout_seconds) / grain) * grain
         if moment not in self._due:
             self._due[moment] = set()
             loop.call_at(moment, self._time_out, moment)

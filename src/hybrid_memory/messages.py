@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asyncio import Future
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self, TypeAlias
 
@@ -111,9 +111,8 @@ class Accepted(NamedTuple):
         return cls(operation.seq, operation.op_id, operation.user_id, operation.entity_id, applied)
 
 
-Accepting: TypeAlias = "Awaitable[Accepted]"
-# Called when an operation is fsynced, to answer its future in good time.
 Hold: TypeAlias = "Callable[[Operation, Future[Accepted]], None]"
+"""Called when an operation is fsynced, to answer its future in good time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

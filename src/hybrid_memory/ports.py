@@ -24,7 +24,6 @@ from hybrid_memory.graph import (
 )
 from hybrid_memory.messages import (
     Accepted,
-    Accepting,
     BatchApplied,
     Cursor,
     DeadLetter,
@@ -85,15 +84,17 @@ class HotTier(Protocol):
 class Outbox(Protocol):
     """The durable queue. Accepting writes the local rows and the queue entry in one fsynced transaction."""
 
-    def accept_node(self, user_id: str, change: NodeChange, hold: Hold | None = None) -> Accepting:
+    def accept_node(self, user_id: str, change: NodeChange, hold: Hold | None = None) -> Awaitable[Accepted]:
         """Store a node locally and queue it. Raises `Conflict`, `Backpressure`, `StorageFull`: nothing happened."""
         ...
 
-    def accept_relationship(self, user_id: str, change: RelationshipChange, hold: Hold | None = None) -> Accepting:
+    def accept_relationship(
+        self, user_id: str, change: RelationshipChange, hold: Hold | None = None
+    ) -> Awaitable[Accepted]:
         """Store a relationship locally and queue it. Raises `NotFound` when an end is not there."""
         ...
 
-    def accept_deletion(self, user_id: str, node_id: NodeId, hold: Hold | None = None) -> Accepting:
+    def accept_deletion(self, user_id: str, node_id: NodeId, hold: Hold | None = None) -> Awaitable[Accepted]:
         """Bury a node and its relationships locally and queue that. Raises `NotFound`."""
         ...
 
@@ -186,7 +187,7 @@ class Scratch(Protocol):
 
     def promote(
         self, thread_id: str, node_id: NodeId, user_id: str, change: NodeChange, hold: Hold | None = None
-    ) -> Accepting:
+    ) -> Awaitable[Accepted]:
         """Turn a transient memory into a persistent one in one transaction. Raises `NotFound`."""
         ...
 

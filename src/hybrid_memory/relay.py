@@ -161,12 +161,6 @@ class Relay:
         tail: list[Operation] = []
         if len(found) < self._batch_size:
             tail = self._share(self._outbox.claim(after_seq=self._after_seq, limit=self._batch_size))
-        if not revisited and not self._ahead:
-            # Nearly always.
-            batch, self._left_behind = cut([one for one in tail if self._is_persistent(one.user_id)])
-            if tail:
-                self._after_seq = tail[-1].seq
-            return batch
         passed_over: set[str] = set()
         for operation in tail:
             self._after_seq = operation.seq

@@ -78,10 +78,12 @@ class TagTexts:
 
     def text(self, tags: Iterable[str]) -> str | None:
         """The JSON text of the tags, checked; None for none."""
-        # What is not a plain str is never looked up: it may claim to equal one.
-        if isinstance(tags, tuple) and all(type(tag) is str for tag in tags):
-            return self._known(tags)
-        return _tags_text(tags)
+        # What is not plain is never looked up: it may claim to equal what is.
+        return self._known(cast("tuple[str, ...]", tags)) if _is_plain(tags) else _tags_text(tags)
+
+
+def _is_plain(tags: object) -> bool:
+    return type(tags) is tuple and all(type(tag) is str for tag in cast("tuple[object, ...]", tags))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,10 +39,12 @@ def _told(deliveries: Deliveries, seq: int, timeout_seconds: float) -> asyncio.F
 async def test_a_decision_reaches_everybody_who_waits_for_it_and_nobody_else() -> None:
     deliveries = Deliveries()
     held, other = _told(deliveries, 1, LONG), _told(deliveries, 2, LONG)
-    waiting = asyncio.create_task(deliveries.wait(_accepted(1), None))
-    await asyncio.sleep(0)
-    deliveries.resolve(_applied(1))
-    assert (await held).applied == await waiting == _applied(1)
+
+    async def decide() -> None:
+        deliveries.resolve(_applied(1))
+
+    heard, _ = await asyncio.gather(deliveries.wait(_accepted(1), None), decide())
+    assert (await held).applied == heard == _applied(1)
     assert not other.done()
     deliveries.close()
 
@@ -89,10 +91,9 @@ async def test_nothing_is_kept_of_who_no_longer_waits(end: str) -> None:
 async def test_a_waiter_that_is_cancelled_leaves_the_others_waiting() -> None:
     deliveries = Deliveries()
     patient = _told(deliveries, 1, LONG)
-    leaving = asyncio.create_task(deliveries.wait(_accepted(1), LONG))
-    await asyncio.sleep(0)
-    leaving.cancel()
-    await asyncio.wait([leaving])
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(SHORT):
+            await deliveries.wait(_accepted(1), LONG)
     deliveries.resolve(_applied(1))
     assert (await patient).applied == _applied(1)
 

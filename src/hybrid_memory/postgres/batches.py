@@ -94,7 +94,7 @@ class _Rows:
             if row.kind is Kind.NODE:
                 self.nodes.append(text)
                 node_count += row.delta
-                buries = buries or row.delta < 0
+                buries = buries or buries_node(row)
             else:
                 self.relationships.append(text)
                 relationship_count += row.delta
@@ -113,11 +113,10 @@ def outcome(
     for user, rev, epoch in zip(changes, revs, epochs, strict=True):
         operations = users[user.user_id]
         before = rev - len(operations)
+        applied += [
+            Applied(operation, Verdict.APPLIED, rev_of) for rev_of, operation in enumerate(operations, before + 1)
+        ]
         # A buried node may have taken relationships along that its writer did not know of.
-        as_sent = True
-        for rev_of, operation in enumerate(operations, before + 1):
-            applied.append(Applied(operation, Verdict.APPLIED, rev_of))
-            if operation.delta < 0 and buries_node(operation):
-                as_sent = False
+        as_sent = not any(map(buries_node, operations))
         heads.append(AppliedUser(user.user_id, epoch, before, rev, as_sent))
     return BatchApplied(operations=tuple(applied), users=tuple(heads))

@@ -62,12 +62,11 @@ class Acceptance:
         """Store a node whose id was made for it: nothing need be read, so its rows are staged."""
         self._check_room(connection)
         ledger = self._ledger
+        user_no = ledger.user_no(connection, user_id)
         row = node_row(change, None, now_us=ledger.now_us(), stamp=ledger.next_stamp())
+        row_id = ledger.next_row_id(connection)
         payload = node_payload(user_id, row, rule=change.rule)
-        user_no, row_id, seq = ledger.fresh(connection, user_id)
-        queued = Operation(
-            seq, ledger.new_id(), user_id, Kind.NODE, row.node_id, 0, 1, row.stamp, payload, row.updated_at
-        )
+        queued = self._operation(connection, user_id, row, payload, base=0, delta=1)
         ledger.staging.add_node(user_no, row_id, row)
         return Stored((self.enqueue(queued),), user_no, row_id)
 

@@ -112,15 +112,6 @@ class Ledger:
         numbers.next_row_id += count
         return first
 
-    def fresh(self, connection: sqlite3.Connection, user_id: str) -> tuple[int, int, int]:
-        """The generation of a user, a row id and a queue number for a node that is new, in one step."""
-        numbers = self._numbers or self._read(connection)
-        user_no = numbers.user_nos.get(user_id) or self.user_no(connection, user_id)
-        row_id = numbers.next_row_id
-        numbers.next_row_id += 1
-        numbers.last_seq += 1
-        return user_no, row_id, numbers.last_seq
-
     def publish(self) -> None:
         """Show the counts to the event loop; the writer rests."""
         if self._numbers is not None:

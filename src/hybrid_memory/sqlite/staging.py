@@ -29,20 +29,25 @@ _SIZES: Final = (32, 8, 1)
 _LOAD_SIZES: Final = (500, *_SIZES)
 
 
-def _statements(table: str, columns: str, sizes: Sequence[int] = _SIZES) -> dict[int, str]:
-    row = f"({', '.join('?' * len(columns.split(',')))})"
+def _sized(statement: str, width: int, sizes: Sequence[int] = _SIZES) -> dict[int, str]:
     # Put together from the constants of this module alone.
-    return {size: f"insert into {table} ({columns}) values {', '.join([row] * size)}" for size in sizes}  # noqa: S608
+    row = f"({', '.join('?' * width)})"
+    return {size: statement.replace("VALUES", f"values {', '.join([row] * size)}") for size in sizes}
+
+
+def _inserts(table: str, columns: str, sizes: Sequence[int] = _SIZES) -> dict[int, str]:
+    statement = "insert into TABLE (COLUMNS) VALUES".replace("TABLE", table).replace("COLUMNS", columns)
+    return _sized(statement, columns.count(",") + 1, sizes)
 
 
 _RELATIONSHIP_COLUMNS: Final = (
     "row_id, user_no, relationship_id, source_id, target_id, relationship_type, weight, properties, row_hash,"
     " valid_from, valid_to, created_at, updated_at, deleted_at, stamp, rev"
 )
-_NODES: Final = _statements("nodes", _NODE_COLUMNS)
-_LOADED_NODES: Final = _statements("nodes", _NODE_COLUMNS, _LOAD_SIZES)
-_LOADED_RELATIONSHIPS: Final = _statements("relationships", _RELATIONSHIP_COLUMNS, _LOAD_SIZES)
-_OPERATIONS: Final = _statements("outbox", _OPERATION_COLUMNS)
+_NODES: Final = _inserts("nodes", _NODE_COLUMNS)
+_LOADED_NODES: Final = _inserts("nodes", _NODE_COLUMNS, _LOAD_SIZES)
+_LOADED_RELATIONSHIPS: Final = _inserts("relationships", _RELATIONSHIP_COLUMNS, _LOAD_SIZES)
+_OPERATIONS: Final = _inserts("outbox", _OPERATION_COLUMNS)
 
 
 class Staging:
@@ -75,22 +80,17 @@ class Staging:
         self._operations.clear()
 
 
-def _updates(row: str, statement: str) -> dict[int, str]:
-    # As above: constants of this module alone.
-    return {size: statement.format(values=", ".join([row] * size)) for size in _SIZES}
-
-
 # A list of values and not a JSON array: taking that apart takes as long as the update.
-_NUMBERINGS: Final = _updates(
-    "(?, ?, ?)",
-    "update nodes set rev = j.column3 from (values {values}) as j"
+_NUMBERINGS: Final = _sized(
+    "update nodes set rev = j.column3 from (VALUES) as j"
     " where nodes.user_no = j.column1 and nodes.node_id = j.column2 and nodes.rev < j.column3",
+    3,
 )
-_MOVES: Final = _updates(
-    "(?, ?, ?, ?, ?)",
-    "update users set rev = j.column2, epoch = j.column4, confirmed_at = j.column5 from (values {values}) as j"
+_MOVES: Final = _sized(
+    "update users set rev = j.column2, epoch = j.column4, confirmed_at = j.column5 from (VALUES) as j"
     " where users.user_id = j.column1 and users.complete = 1 and users.rev = j.column3"
     " and (users.epoch is null or users.epoch = j.column4)",
+    5,
 )
 
 
