@@ -4,7 +4,9 @@
 --   HM001  a mark is not below the batch (already applied, or sent by another opening of the file)
 --   HM002  a user was erased after the operations were accepted
 --   HM003  rows changed since their writer saw them
--- and names the users concerned in DETAIL as a JSON array; the sender then decides those users one by one.
+--   23505  a node that its writer took for new is there (unique_violation)
+-- and names the users concerned in DETAIL as a JSON array, as far as it can tell; the sender then decides those users,
+-- or all of the batch, one by one.
 
 -- Functions written as one RETURN are bound to what they name when they are made, so they need no pinned search path;
 -- without one, and declared no better than what they call, they are folded into the statement (8 times faster).
@@ -12,12 +14,88 @@ create function memory.moment(p_us bigint) returns timestamptz
 language sql stable parallel safe strict
 return timestamptz 'epoch' + p_us * interval '1 microsecond';
 
+-- One user's batch; returns the new revision and the epoch, as text. A caller who waits for one memory waits for this:
+-- values where the other has arrays, one result that needs no row set, and an update of what is nearly always there
+-- before an attempt to insert it.
+create function memory.apply_one(
+    p_client uuid,
+    p_open_number bigint,
+    p_open_token uuid,
+    p_user text,
+    -- How many revisions the operations take, the first and last queue number carried, the erasure known to the sender,
+    -- and by how much the user's counts change.
+    p_takes bigint,
+    p_first_seq bigint,
+    p_last_seq bigint,
+    p_erased_rev bigint,
+    p_node_count bigint,
+    p_relationship_count bigint,
+    -- JSON arrays of rows (see node_rows).
+    p_nodes json,
+    p_relationships json,
+    -- All are nodes that their writer took for new: plain inserts, which take two thirds of the time.
+    p_new boolean,
+    -- Nodes are buried: relationships which the sender did not know of go with them.
+    p_buries boolean
+) returns text[]
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_rev bigint;
+    v_epoch uuid;
+begin
+    perform set_config('memory.user_id', p_user, true);
+
+    update memory.heads h
+    set rev = h.rev + p_takes, nodes = h.nodes + p_node_count, relationships = h.relationships + p_relationship_count,
+        last_activity = now()
+    where h.user_id = p_user and h.erased_rev = p_erased_rev
+    returning h.rev, h.epoch into v_rev, v_epoch;
+    if not found then
+        insert into memory.heads as h (user_id, rev, erased_rev, nodes, relationships)
+        values (p_user, p_takes, p_erased_rev, p_node_count, p_relationship_count)
+        on conflict (user_id) do update
+            set rev = h.rev + excluded.rev, nodes = h.nodes + excluded.nodes,
+                relationships = h.relationships + excluded.relationships, last_activity = now()
+            where h.erased_rev = excluded.erased_rev
+        returning h.rev, h.epoch into v_rev, v_epoch;
+        if not found then
+            raise exception 'erased after acceptance'
+                using errcode = 'HM002', detail = json_build_array(p_user)::text;
+        end if;
+    end if;
+
+    update memory.applied a
+    set first_seq = p_first_seq, last_seq = p_last_seq, open_number = p_open_number, open_token = p_open_token,
+        updated_at = now()
+    where a.user_id = p_user and a.client_id = p_client and a.last_seq < p_first_seq
+      and (a.open_number < p_open_number or (a.open_number = p_open_number and a.open_token = p_open_token));
+    if not found then
+        -- There is none, or it refuses the batch. The head is locked, so nobody makes one meanwhile.
+        insert into memory.applied (user_id, client_id, first_seq, last_seq, open_number, open_token)
+        values (p_user, p_client, p_first_seq, p_last_seq, p_open_number, p_open_token)
+        on conflict (user_id, client_id) do nothing;
+        if not found then
+            raise exception 'already marked' using errcode = 'HM001', detail = json_build_array(p_user)::text;
+        end if;
+    end if;
+
+    if p_new then
+        insert into memory.nodes select * from memory.node_rows(p_client, array[v_rev], p_nodes);
+    elsif memory.put_rows(p_client, array[v_rev], p_nodes, p_relationships) <> p_takes then
+        raise exception 'conflict' using errcode = 'HM003';
+    end if;
+    if p_buries then
+        perform memory.bury_relationships(p_client, p_user, v_rev - p_takes);
+    end if;
+    return array[v_rev::text, v_epoch::text];
+end
+$$;
+
 create function memory.apply(
     p_client uuid,
     p_open_number bigint,
     p_open_token uuid,
-    -- One element a user, users in ascending order: the user, how many revisions its operations take, the first and
-    -- last queue number carried, the erasure known to the sender, and by how much its counts change.
+    -- One element a user, users in ascending order; what each says is said above.
     p_users text[],
     p_takes bigint[],
     p_first_seqs bigint[],
@@ -25,11 +103,10 @@ create function memory.apply(
     p_erased_revs bigint[],
     p_node_counts bigint[],
     p_relationship_counts bigint[],
-    -- JSON arrays of rows. `u` is the place of the row's user in p_users (from 1), `back` how many of that user's
-    -- operations in this batch come after it.
     p_nodes json,
     p_relationships json,
-    -- The places in p_users of users that bury nodes: relationships which the sender did not know of go with them.
+    p_new boolean,
+    -- The places in p_users (from 1) of users that bury nodes.
     p_burying integer[],
     out revs bigint[],
     out epochs uuid[]
@@ -40,93 +117,96 @@ set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan as $$
 declare
     v_users text[];
-    v_rows bigint;
     v_place integer;
 begin
     perform set_config('memory.user_ids', p_users::text, true);
 
-    if cardinality(p_users) = 1 then
-        -- The same as below for the batch that a single caller waits for: without the arrays, and without the attempt to
-        -- insert what is nearly always there, it takes half the time.
-        update memory.heads h
-        set rev = h.rev + p_takes[1], nodes = h.nodes + p_node_counts[1],
-            relationships = h.relationships + p_relationship_counts[1], last_activity = now()
-        where h.user_id = p_users[1] and h.erased_rev = p_erased_revs[1]
-        returning array[h.rev], array[h.epoch] into revs, epochs;
-        if not found then
-            insert into memory.heads as h (user_id, rev, erased_rev, nodes, relationships)
-            values (p_users[1], p_takes[1], p_erased_revs[1], p_node_counts[1], p_relationship_counts[1])
-            on conflict (user_id) do update
-                set rev = h.rev + excluded.rev, nodes = h.nodes + excluded.nodes,
-                    relationships = h.relationships + excluded.relationships, last_activity = now()
-                where h.erased_rev = excluded.erased_rev
-            returning array[h.rev], array[h.epoch] into revs, epochs;
-            if not found then
-                raise exception 'erased after acceptance' using errcode = 'HM002', detail = to_json(p_users)::text;
-            end if;
-        end if;
-        update memory.applied a
-        set first_seq = p_first_seqs[1], last_seq = p_last_seqs[1], open_number = p_open_number,
-            open_token = p_open_token, updated_at = now()
-        where a.user_id = p_users[1] and a.client_id = p_client and a.last_seq < p_first_seqs[1]
-          and (a.open_number < p_open_number or (a.open_number = p_open_number and a.open_token = p_open_token));
-        if not found then
-            -- There is none, or it refuses the batch. The head is locked, so nobody makes one meanwhile.
-            insert into memory.applied (user_id, client_id, first_seq, last_seq, open_number, open_token)
-            values (p_users[1], p_client, p_first_seqs[1], p_last_seqs[1], p_open_number, p_open_token)
-            on conflict (user_id, client_id) do nothing;
-            if not found then
-                raise exception 'already marked' using errcode = 'HM001', detail = to_json(p_users)::text;
-            end if;
-        end if;
-    else
-        -- The head row is the user's lock; users come sorted, so two batches never wait for one another in a circle.
-        with taken as (
-            insert into memory.heads as h (user_id, rev, erased_rev, nodes, relationships)
-            select * from unnest(p_users, p_takes, p_erased_revs, p_node_counts, p_relationship_counts)
-            on conflict (user_id) do update
-                set rev = h.rev + excluded.rev, nodes = h.nodes + excluded.nodes,
-                    relationships = h.relationships + excluded.relationships, last_activity = now()
-                where h.erased_rev = excluded.erased_rev
-            returning h.user_id, h.rev, h.epoch
-        )
-        select array_agg(t.user_id), array_agg(t.rev), array_agg(t.epoch) into v_users, revs, epochs from taken t;
-        if v_users is distinct from p_users then
-            raise exception 'erased after acceptance' using errcode = 'HM002', detail = memory.missing(p_users, v_users);
-        end if;
-
-        with marked as (
-            insert into memory.applied as a (user_id, first_seq, last_seq, client_id, open_number, open_token)
-            select u.*, p_client, p_open_number, p_open_token from unnest(p_users, p_first_seqs, p_last_seqs) as u
-            on conflict (user_id, client_id) do update
-                set first_seq = excluded.first_seq, last_seq = excluded.last_seq,
-                    open_number = excluded.open_number, open_token = excluded.open_token, updated_at = now()
-                where a.last_seq < excluded.first_seq
-                  and (a.open_number < excluded.open_number
-                       or (a.open_number = excluded.open_number and a.open_token = excluded.open_token))
-            returning a.user_id
-        )
-        select array_agg(m.user_id) into v_users from marked m;
-        if v_users is distinct from p_users then
-            raise exception 'already marked' using errcode = 'HM001', detail = memory.missing(p_users, v_users);
-        end if;
+    -- The head row is the user's lock; users come sorted, so two batches never wait for one another in a circle.
+    with taken as (
+        insert into memory.heads as h (user_id, rev, erased_rev, nodes, relationships)
+        select * from unnest(p_users, p_takes, p_erased_revs, p_node_counts, p_relationship_counts)
+        on conflict (user_id) do update
+            set rev = h.rev + excluded.rev, nodes = h.nodes + excluded.nodes,
+                relationships = h.relationships + excluded.relationships, last_activity = now()
+            where h.erased_rev = excluded.erased_rev
+        returning h.user_id, h.rev, h.epoch
+    )
+    select array_agg(t.user_id), array_agg(t.rev), array_agg(t.epoch) into v_users, revs, epochs from taken t;
+    if v_users is distinct from p_users then
+        raise exception 'erased after acceptance' using errcode = 'HM002', detail = memory.missing(p_users, v_users);
     end if;
 
+    with marked as (
+        insert into memory.applied as a (user_id, first_seq, last_seq, client_id, open_number, open_token)
+        select u.*, p_client, p_open_number, p_open_token from unnest(p_users, p_first_seqs, p_last_seqs) as u
+        on conflict (user_id, client_id) do update
+            set first_seq = excluded.first_seq, last_seq = excluded.last_seq,
+                open_number = excluded.open_number, open_token = excluded.open_token, updated_at = now()
+            where a.last_seq < excluded.first_seq
+              and (a.open_number < excluded.open_number
+                   or (a.open_number = excluded.open_number and a.open_token = excluded.open_token))
+        returning a.user_id
+    )
+    select array_agg(m.user_id) into v_users from marked m;
+    if v_users is distinct from p_users then
+        raise exception 'already marked' using errcode = 'HM001', detail = memory.missing(p_users, v_users);
+    end if;
+
+    if p_new then
+        insert into memory.nodes select * from memory.node_rows(p_client, revs, p_nodes);
+    elsif memory.put_rows(p_client, revs, p_nodes, p_relationships)
+          <> (select sum(t.takes) from unnest(p_takes) as t (takes)) then
+        raise exception 'conflict' using errcode = 'HM003';
+    end if;
+    if p_burying is not null then
+        foreach v_place in array p_burying loop
+            perform memory.bury_relationships(p_client, p_users[v_place], revs[v_place] - p_takes[v_place]);
+        end loop;
+    end if;
+end
+$$;
+
+-- The rows of a batch as they will stand; their columns are the table's, in its order. `u` is the place of the row's user
+-- in p_revs (from 1), which has the revision of that user's last row; `back` is how many of the user's rows in this batch
+-- come after it.
+create function memory.node_rows(p_client uuid, p_revs bigint[], p_nodes json) returns setof memory.nodes
+language sql stable begin atomic
+    select r.user_id, r.node_id, r.namespace, r.key, r.context_type, r.content, r.row_hash, r.text_content,
+           r.summary, r.tags, r.importance, r.entity_system, r.entity_id, r.entity_type, r.session_id,
+           r.source_agent, memory.moment(r.created_at), memory.moment(r.updated_at), memory.moment(r.expires_at),
+           null::timestamptz, 0::bigint, memory.moment(r.deleted_at), r.stamp, p_revs[r.u] - r.back, r.base, p_client,
+           r.seq
+    from json_to_recordset(p_nodes) as r (
+        u integer, back bigint, seq bigint, base bigint,
+        user_id text, node_id uuid, namespace text, key text, context_type text, content json, row_hash text,
+        text_content text, summary text, tags text[], importance double precision, entity_system text, entity_id text,
+        entity_type text, session_id text, source_agent text, created_at bigint, updated_at bigint,
+        expires_at bigint, deleted_at bigint, stamp bigint);
+end;
+
+create function memory.relationship_rows(p_client uuid, p_revs bigint[], p_relationships json)
+returns setof memory.relationships
+language sql stable begin atomic
+    select r.user_id, r.relationship_id, r.source_id, r.target_id, r.relationship_type, r.weight, r.properties,
+           r.row_hash, memory.moment(r.valid_from), memory.moment(r.valid_to), memory.moment(r.created_at),
+           memory.moment(r.updated_at), memory.moment(r.deleted_at), r.stamp, p_revs[r.u] - r.back, r.base,
+           p_client, r.seq
+    from json_to_recordset(p_relationships) as r (
+        u integer, back bigint, seq bigint, base bigint,
+        user_id text, relationship_id uuid, source_id uuid, target_id uuid, relationship_type text,
+        weight double precision, properties json, row_hash text, valid_from bigint, valid_to bigint,
+        created_at bigint, updated_at bigint, deleted_at bigint, stamp bigint);
+end;
+
+-- Writes rows over what their writer saw, and says how many it wrote: fewer than there are, where one changed since.
+create function memory.put_rows(p_client uuid, p_revs bigint[], p_nodes json, p_relationships json) returns bigint
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_nodes bigint = 0;
+    v_relationships bigint = 0;
+begin
     if p_nodes is not null then
-        insert into memory.nodes as n
-            (user_id, node_id, namespace, key, context_type, content, row_hash, text_content, summary, tags,
-             importance, entity_system, entity_id, entity_type, session_id, source_agent, created_at, updated_at,
-             expires_at, deleted_at, stamp, rev, base, writer, writer_seq)
-        select r.user_id, r.node_id, r.namespace, r.key, r.context_type, r.content, r.row_hash, r.text_content,
-               r.summary, r.tags, r.importance, r.entity_system, r.entity_id, r.entity_type, r.session_id,
-               r.source_agent, memory.moment(r.created_at), memory.moment(r.updated_at), memory.moment(r.expires_at),
-               memory.moment(r.deleted_at), r.stamp, revs[r.u] - r.back, r.base, p_client, r.seq
-        from json_to_recordset(p_nodes) as r (
-            u integer, back bigint, seq bigint, base bigint,
-            user_id text, node_id uuid, namespace text, key text, context_type text, content json, row_hash text,
-            text_content text, summary text, tags text[], importance double precision, entity_system text, entity_id text,
-            entity_type text, session_id text, source_agent text, created_at bigint, updated_at bigint,
-            expires_at bigint, deleted_at bigint, stamp bigint)
+        insert into memory.nodes as n select * from memory.node_rows(p_client, p_revs, p_nodes)
         on conflict (user_id, node_id) do update
             set namespace = excluded.namespace, key = excluded.key, context_type = excluded.context_type,
                 content = excluded.content, row_hash = excluded.row_hash, text_content = excluded.text_content,
@@ -138,42 +218,19 @@ begin
                 deleted_at = excluded.deleted_at, stamp = excluded.stamp, rev = excluded.rev, base = excluded.base,
                 writer = excluded.writer, writer_seq = excluded.writer_seq
             where n.rev = excluded.base or (n.writer = excluded.writer and n.writer_seq = nullif(-excluded.base, 0));
-        get diagnostics v_rows = row_count;
-        if v_rows <> json_array_length(p_nodes) then
-            raise exception 'conflict' using errcode = 'HM003';
-        end if;
+        get diagnostics v_nodes = row_count;
     end if;
-
     if p_relationships is not null then
-        insert into memory.relationships as n
-            (user_id, relationship_id, source_id, target_id, relationship_type, weight, properties, row_hash,
-             valid_from, valid_to, created_at, updated_at, deleted_at, stamp, rev, base, writer, writer_seq)
-        select r.user_id, r.relationship_id, r.source_id, r.target_id, r.relationship_type, r.weight, r.properties,
-               r.row_hash, memory.moment(r.valid_from), memory.moment(r.valid_to), memory.moment(r.created_at),
-               memory.moment(r.updated_at), memory.moment(r.deleted_at), r.stamp, revs[r.u] - r.back, r.base,
-               p_client, r.seq
-        from json_to_recordset(p_relationships) as r (
-            u integer, back bigint, seq bigint, base bigint,
-            user_id text, relationship_id uuid, source_id uuid, target_id uuid, relationship_type text,
-            weight double precision, properties json, row_hash text, valid_from bigint, valid_to bigint,
-            created_at bigint, updated_at bigint, deleted_at bigint, stamp bigint)
+        insert into memory.relationships as n select * from memory.relationship_rows(p_client, p_revs, p_relationships)
         on conflict (user_id, relationship_id) do update
             set weight = excluded.weight, properties = excluded.properties, row_hash = excluded.row_hash,
                 valid_from = excluded.valid_from, valid_to = excluded.valid_to, created_at = excluded.created_at,
                 updated_at = excluded.updated_at, deleted_at = excluded.deleted_at, stamp = excluded.stamp,
                 rev = excluded.rev, base = excluded.base, writer = excluded.writer, writer_seq = excluded.writer_seq
             where n.rev = excluded.base or (n.writer = excluded.writer and n.writer_seq = nullif(-excluded.base, 0));
-        get diagnostics v_rows = row_count;
-        if v_rows <> json_array_length(p_relationships) then
-            raise exception 'conflict' using errcode = 'HM003';
-        end if;
+        get diagnostics v_relationships = row_count;
     end if;
-
-    if p_burying is not null then
-        foreach v_place in array p_burying loop
-            perform memory.bury_relationships(p_client, p_users[v_place], revs[v_place] - p_takes[v_place]);
-        end loop;
-    end if;
+    return v_nodes + v_relationships;
 end
 $$;
 

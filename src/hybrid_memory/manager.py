@@ -334,7 +334,7 @@ class HybridMemoryManager:
         self._open_users.pop(erased, None)
         await self._staff.preload.forget(erased)
         removed = await self._tiers.file.replica.erase(erased, erased_rev=None)
-        self._staff.relay_service.wake()
+        self._staff.carry()
         return removed
 
     async def drain(self, within: timedelta) -> int:
@@ -346,8 +346,7 @@ class HybridMemoryManager:
             raise InvalidInput("within", "must be a timedelta")
         now, relay = self._clock.monotonic, self._staff.relay
         deadline = now() + within.total_seconds()
-        relay.look_again()
-        self._staff.relay_service.wake()
+        self._staff.carry()
         while (left := self.queue().entries) and not relay.resting and (seconds := deadline - now()) > 0:
             self._progressed.clear()
             try:

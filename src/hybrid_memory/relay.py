@@ -59,6 +59,8 @@ class Relay:
         self._shaken_hands = False
         self._fenced = False
         self._resting = False
+        # Something may have been queued since it last looked.
+        self._asked = False
         self._after_seq = 0
         # Users with operations at or below _after_seq that still wait.
         self._left_behind: set[str] = set()
@@ -83,31 +85,31 @@ class Relay:
     @property
     def resting(self) -> bool:
         """It looked, and nothing is queued that it may carry; what users not persistent yet have queued stays."""
-        return self._resting
+        return self._resting and not self._asked
 
     def look_again(self) -> None:
-        """Something may be queued since it rested."""
-        self._resting = False
+        """Something may be queued that was not when it last looked."""
+        self._asked = True
 
     async def run_once(self) -> float | None:
         """Carry one batch. Returns 0 when there may be more, None when nothing is queued that may be carried."""
-        pause = await self._round()
-        self._resting = pause is None
-        if self._resting:
-            self._on_rest()
-        return pause
+        self._resting = self._asked = False
+        if await self._round():
+            return 0.0
+        self._resting = True
+        self._on_rest()
+        return None
 
-    async def _round(self) -> float | None:
+    async def _round(self) -> bool:
+        """Whether there may be more than was carried, of what was there to be looked at."""
         if self._fenced:
-            return None
+            return False
         self._breaker.trying()
         if not self._shaken_hands:
             await self._durable.handshake(self._opening)
             self._shaken_hands = True
             self._start_over()
-        looked_up_to = self._after_seq
-        batch = self._next_batch()
-        passed = self._after_seq != looked_up_to
+        batch, more = self._next_batch()
         if batch:
             carried = False
             try:
@@ -118,8 +120,7 @@ class Relay:
                     # Whatever it was: what stays queued must go first, or the user's mark would pass over it.
                     self._start_over()
         self._reachable()
-        # Where all that was looked at was passed over, there may be more behind it.
-        return 0.0 if batch or passed or self._left_behind else None
+        return more
 
     def failed(self, error: HybridMemoryError) -> float:
         """Seconds to leave Postgres alone after an error; everything stays queued."""
@@ -147,7 +148,8 @@ class Relay:
         self._left_behind.clear()
         self._ahead.clear()
 
-    def _next_batch(self) -> list[Operation]:
+    def _next_batch(self) -> tuple[list[Operation], bool]:
+        """What to carry next, and whether there may be more behind it."""
         found: list[Operation] = []
         full: set[str] = set()
         for user_id in sorted(self._left_behind):
@@ -159,8 +161,11 @@ class Relay:
                 break
         revisited, self._left_behind = self._left_behind, set()
         tail: list[Operation] = []
+        exhausted = False
         if len(found) < self._batch_size:
-            tail = self._share(self._outbox.claim(after_seq=self._after_seq, limit=self._batch_size))
+            waiting_behind = self._outbox.claim(after_seq=self._after_seq, limit=self._batch_size)
+            tail = self._share(waiting_behind)
+            exhausted = len(tail) == len(waiting_behind) < self._batch_size
         passed_over: set[str] = set()
         for operation in tail:
             self._after_seq = operation.seq
@@ -178,7 +183,7 @@ class Relay:
         self._left_behind = (
             waiting | full | passed_over | (revisited - served if len(found) >= self._batch_size else set())
         )
-        return batch
+        return batch, bool(self._left_behind) or not exhausted
 
     def _share(self, waiting: list[Operation]) -> list[Operation]:
         """What to carry of what waits: all of a backlog, half of little.

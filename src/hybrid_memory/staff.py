@@ -71,7 +71,7 @@ class Staff:
         self.feed_service = Service(feed, events)
         self._hinter_service = Service(self._hinter, events)
         self.services = self._hire(tiers, settings, clock, events, uniform)
-        file.on_accepted = self.relay_service.wake
+        file.on_accepted = self.carry
         file.on_rejected = self._rejected
 
     def _hire(
@@ -100,6 +100,11 @@ class Staff:
         """Begin all work."""
         for service in self.services:
             service.start()
+
+    def carry(self) -> None:
+        """Something is queued: have the relay look."""
+        self.relay.look_again()
+        self.relay_service.wake()
 
     async def stop(self) -> None:
         """End all work; what is queued stays queued."""

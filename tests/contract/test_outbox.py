@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,46 @@ async def test_refused_and_failing_writes_in_a_group_leave_the_others_and_no_gap
     assert seqs(file) == [1, 2, 3, 4]
     assert await count(file, "nodes") == 4
     assert file.outbox.state().entries == 4
+
+
+async def test_what_was_committed_is_seen_though_the_last_of_its_group_failed(file: HotFile) -> None:
+    stored = file.outbox.accept_node("ada", fresh("1"))
+    failing = file.database.write(Note("broken", Broken()))
+    await stored
+    with pytest.raises(Broken):
+        await failing
+    assert seqs(file) == [1]
+    assert file.outbox.state().entries == 1
+
+
+async def test_what_comes_when_the_writer_has_looked_for_the_last_time_is_committed_too(file: HotFile) -> None:
+    first = file.database.write(Note("a"))
+    time.sleep(0.05)  # noqa: ASYNC251 - the thread is to end its work while the event loop has not heard of it
+    second = file.database.write(Note("b"))
+    async with asyncio.timeout(5):
+        assert (await first, await second) == ("a", "b")
+
+
+async def test_who_cannot_take_an_answer_stops_the_writer_and_leaves_nobody_waiting(file: HotFile) -> None:
+    told: list[str] = []
+
+    def deaf(_outcome: str, _future: asyncio.Future[str]) -> None:
+        raise Broken
+
+    def hears(outcome: str, future: asyncio.Future[str]) -> None:
+        told.append(outcome)
+        future.set_result(outcome)
+
+    works: list[asyncio.Future[str]] = [
+        file.database.submit(Note("a"), hears),
+        file.database.submit(Note("b"), deaf),
+        file.database.submit(Note("c"), hears),
+    ]
+    async with asyncio.timeout(5):
+        outcomes = await asyncio.gather(*works, return_exceptions=True)
+    assert outcomes[0] == "a"
+    assert [type(outcome) for outcome in outcomes[1:]] == [StorageFailed, StorageFailed]
+    assert (told, isinstance(file.database.failure, Broken)) == (["a"], True)
 
 
 async def test_a_writer_that_died_leaves_nobody_waiting(file: HotFile) -> None:

@@ -18,7 +18,8 @@ from tests.plugins.postgres import Database
 from tests.support.managers import FACT, Ears, both_tiers_agree, drained, head_rev, opened
 from tests.support.proxy import Loss, Proxy, lossy
 
-APPLY = "memory.apply("
+# Of one user, or of many.
+APPLY = "memory.apply"
 LONG_ENOUGH = 20.0
 
 

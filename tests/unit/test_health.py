@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hybrid_memory import Condition, HybridMemoryManager, StorageFailed
+from tests.support.beneath import tiers
 from tests.support.clocks import HandClock
 from tests.support.waiting import eventually
 
@@ -21,6 +23,10 @@ async def _end_task(name: str) -> None:
     (task,) = [task for task in asyncio.all_tasks() if task.get_name() == name]
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+def _unforeseen(_connection: sqlite3.Connection) -> None:
+    raise RuntimeError("nobody thought of this")
 
 
 async def test_without_postgres_it_is_degraded_and_says_why(tmp_path: Path) -> None:
@@ -81,7 +87,8 @@ async def test_a_file_that_takes_no_more_writes_is_a_failure(tmp_path: Path) -> 
     async with HybridMemoryManager.open(postgres="off", data_dir=tmp_path) as manager:
         handle = await manager.ensure_user_memories("ann")
         await handle.store({"n": 1}, context_type="conversation_fact")
-        await _end_task("hybrid-memory-writer")
+        with pytest.raises(StorageFailed):
+            await tiers(manager).file.database.write(_unforeseen)
         health = await manager.health()
         assert health.condition is Condition.FAILED
         assert health.causes[-1] == "the local file's writer has stopped"

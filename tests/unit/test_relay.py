@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from hybrid_memory.clock import IdSource
 from hybrid_memory.deliveries import Deliveries
 from hybrid_memory.errors import Fenced, HybridMemoryError, Misconfigured, RoleRefused, SchemaMismatch, Unreachable
 from hybrid_memory.events import Event, EventLog, PersistFailed
+from hybrid_memory.messages import Opening
 from hybrid_memory.relay import MISCONFIGURED_PAUSE_SECONDS, Relay
 from hybrid_memory.retry import Backoff, Breaker, BreakerState
 from hybrid_memory.sqlite.accepting import QueueBounds
@@ -21,9 +22,24 @@ from hybrid_memory.sqlite.slots import take_slot
 from tests.support.clocks import HandClock
 
 
+class Postgres(AbsentPostgres):
+    """Is away, unless it is said what happens while hands are shaken."""
+
+    def __init__(self) -> None:
+        super().__init__("none in this test")
+        self.meanwhile: Callable[[], None] | None = None
+
+    async def handshake(self, opening: Opening) -> None:
+        if self.meanwhile is None:
+            await super().handshake(opening)
+        else:
+            self.meanwhile()
+
+
 @dataclass(frozen=True, slots=True)
 class Bench:
     relay: Relay
+    durable: Postgres
     heard: list[Event]
 
 
@@ -33,9 +49,10 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     bounds = QueueBounds(entries=10, payload_bytes=10**6)
     file = await HotFile.open(take_slot(tmp_path), clock=clock, ids=IdSource(clock), bounds=bounds, index_bytes=10**6)
     heard: list[Event] = []
+    durable = Postgres()
     relay = Relay(
         outbox=file.outbox,
-        durable=AbsentPostgres("none in this test"),
+        durable=durable,
         erased_rev=file.hot.erased_rev,
         opening=file.opening,
         deliveries=Deliveries(),
@@ -46,7 +63,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         on_rest=lambda: None,
         batch_size=5,
     )
-    yield Bench(relay, heard)
+    yield Bench(relay, durable, heard)
     await file.close()
 
 
@@ -86,3 +103,14 @@ async def test_one_that_was_fenced_off_never_tries_again(bench: Bench) -> None:
     bench.relay.failed(Fenced("another opener of this file has taken over"))
     assert await bench.relay.run_once() is None
     assert bench.relay.away
+
+
+async def test_it_rests_when_it_found_nothing_unless_something_came_meanwhile(bench: Bench) -> None:
+    async def rests_after_a_look() -> bool:
+        assert await bench.relay.run_once() is None
+        return bench.relay.resting
+
+    bench.durable.meanwhile = bench.relay.look_again
+    assert [await rests_after_a_look(), await rests_after_a_look()] == [False, True]
+    bench.relay.look_again()
+    assert not bench.relay.resting

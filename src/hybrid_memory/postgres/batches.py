@@ -1,4 +1,4 @@
-"""What one call of `memory.apply` is given: built from operations without reading their payloads."""
+"""What a call that applies a batch is given: built from operations without reading their payloads."""
 
 from __future__ import annotations
 
@@ -51,6 +51,28 @@ def as_sent(users: Mapping[str, Sequence[Operation]], erased: Mapping[str, int])
     ]
 
 
+def arguments_of_one(opening: Opening, user: UserChanges) -> tuple[object, ...]:
+    """The arguments of `memory.apply_one`, in its order."""
+    rows = _Rows()
+    rows.add(1, user)
+    return (
+        opening.client_id,
+        opening.number,
+        opening.token,
+        user.user_id,
+        len(user.rows),
+        user.first_seq,
+        user.last_seq,
+        user.erased_rev,
+        rows.node_counts[0],
+        rows.relationship_counts[0],
+        _json_array(rows.nodes),
+        _json_array(rows.relationships),
+        rows.new,
+        bool(rows.burying),
+    )
+
+
 def arguments(opening: Opening, users: Sequence[UserChanges]) -> tuple[object, ...]:
     """The arguments of `memory.apply`, in its order."""
     rows = _Rows()
@@ -67,10 +89,15 @@ def arguments(opening: Opening, users: Sequence[UserChanges]) -> tuple[object, .
         [user.erased_rev for user in users],
         rows.node_counts,
         rows.relationship_counts,
-        f"[{','.join(rows.nodes)}]" if rows.nodes else None,
-        f"[{','.join(rows.relationships)}]" if rows.relationships else None,
+        _json_array(rows.nodes),
+        _json_array(rows.relationships),
+        rows.new,
         rows.burying or None,
     )
+
+
+def _json_array(texts: Sequence[str]) -> str | None:
+    return f"[{','.join(texts)}]" if texts else None
 
 
 class _Rows:
@@ -82,6 +109,8 @@ class _Rows:
         self.node_counts: list[int] = []
         self.relationship_counts: list[int] = []
         self.burying: list[int] = []
+        # All are nodes that their writer took for new.
+        self.new = True
 
     def add(self, place: int, user: UserChanges) -> None:
         """Add a user's rows; the payloads are spliced in as the text they are."""
@@ -95,7 +124,10 @@ class _Rows:
                 self.nodes.append(text)
                 node_count += row.delta
                 buries = buries or buries_node(row)
+                if row.base != 0:
+                    self.new = False
             else:
+                self.new = False
                 self.relationships.append(text)
                 relationship_count += row.delta
         self.node_counts.append(node_count)

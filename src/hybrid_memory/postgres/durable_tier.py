@@ -29,6 +29,8 @@ from hybrid_memory.postgres.rows import node_row, relationship_row
 # The server gives up first, so that what came of a slow statement is known.
 _HEAD_START: Final = timedelta(seconds=1)
 
+# Each user's revision and epoch, in the order of the batch.
+_Heads: TypeAlias = "tuple[Sequence[int], Sequence[str]]"
 _Standings: TypeAlias = "dict[tuple[Kind, str], Standing]"
 
 
@@ -59,9 +61,12 @@ class PostgresDurableTier:
         del opening
         self._capabilities = await self._link.run(check_server)
 
+    _APPLY_ONE: Final[LiteralString] = """
+        select memory.apply_one($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+    """
     _APPLY: Final[LiteralString] = """
         select revs, epochs::text[] as epochs
-        from memory.apply($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+        from memory.apply($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
     """
 
     async def apply(self, opening: Opening, operations: Sequence[Operation], erased: Mapping[str, int]) -> BatchApplied:
@@ -72,19 +77,28 @@ class PostgresDurableTier:
         """
         users = batches.by_user(operations)
         changes = batches.as_sent(users, erased)
-        arguments = batches.arguments(opening, changes)
 
-        async def work(connection: Connection) -> asyncpg.Record:
+        async def work(connection: Connection) -> _Heads:
             try:
                 # Not in a transaction block: the statement is one, and carries its own mark.
-                return _only(await connection.fetch(self._APPLY, *arguments))
+                return await self._send(connection, opening, changes)
+            except asyncpg.UniqueViolationError:
+                raise Disputed(frozenset()) from None
             except asyncpg.PostgresError as refused:
                 if refused.sqlstate in {"HM001", "HM002", "HM003"}:
                     raise Disputed(_concerned(refused.detail)) from None
                 raise
 
-        head = await self._link.run(work, writes=True)
-        return batches.outcome(users, changes, head["revs"], head["epochs"])
+        revs, epochs = await self._link.run(work, writes=True)
+        return batches.outcome(users, changes, revs, epochs)
+
+    async def _send(self, connection: Connection, opening: Opening, changes: Sequence[UserChanges]) -> _Heads:
+        if len(changes) == 1:
+            arguments = batches.arguments_of_one(opening, changes[0])
+            rev, epoch = _only(await connection.fetch(self._APPLY_ONE, *arguments))[0]
+            return [int(rev)], [epoch]
+        head = _only(await connection.fetch(self._APPLY, *batches.arguments(opening, changes)))
+        return head["revs"], head["epochs"]
 
     async def decide(self, opening: Opening, operations: Sequence[Operation], erased_rev: int) -> BatchApplied:
         """Apply one user's operations, deciding conflicts by the merge rules; those already applied are only told.
@@ -122,8 +136,7 @@ class PostgresDurableTier:
                 erased_rev=opened["erased_rev"],
                 rows=tuple(one.change for one in decided if one.change is not None),
             )
-            head = _only(await connection.fetch(self._APPLY, *batches.arguments(opening, [changes])))
-            head_rev = head["revs"][0]
+            (head_rev,), _ = await self._send(connection, opening, [changes])
             changing = [one.operation.seq for one in decided if one.change is not None]
             revs = dict(zip(changing, range(opened["head_rev"] + 1, head_rev + 1), strict=True))
             await self._remember(connection, opening, user_id, [one.lost for one in decided if one.lost is not None])

@@ -16,7 +16,7 @@ from hybrid_memory.errors import StorageCorrupt
 from hybrid_memory.messages import BatchApplied, Opening
 from hybrid_memory.migrations import Migration, Recorded, load, plan
 from hybrid_memory.sqlite.accepting import Acceptance, QueueBounds, Stored
-from hybrid_memory.sqlite.database import Database, Hooks
+from hybrid_memory.sqlite.database import Database
 from hybrid_memory.sqlite.dead_letters import SqliteDeadLetters
 from hybrid_memory.sqlite.driver import Driver, choose_driver, create_private
 from hybrid_memory.sqlite.hot_tier import SqliteHotTier
@@ -26,6 +26,7 @@ from hybrid_memory.sqlite.replica import Shown, SqliteReplica
 from hybrid_memory.sqlite.scratch import SqliteScratch
 from hybrid_memory.sqlite.search_index import SearchIndexes
 from hybrid_memory.sqlite.slots import Slot
+from hybrid_memory.sqlite.writer import Hooks
 
 # "HMem" in ASCII: a file that says otherwise is not ours.
 APPLICATION_ID = 0x484D656D
@@ -84,14 +85,14 @@ class HotFile:
         hooks = Hooks(
             before_work=ledger.staging.flush,
             before_commit=ledger.staging.flush,
-            after_commit=ledger.publish,
+            after_commit=ledger.publication,
             after_rollback=ledger.forget,
         )
         database = Database(slot.path, driver, hooks)
         try:
             await database.open()
             identity = await database.prepare(lambda connection: _prepare(connection, driver, ids, is_new=is_new))
-            await database.open_readers()
+            database.open_readers()
             await database.write(ledger.read)
         except BaseException:
             await database.close()

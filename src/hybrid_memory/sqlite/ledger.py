@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import cast
 
 from hybrid_memory.clock import Clock, IdSource, StampClock
@@ -112,11 +114,13 @@ class Ledger:
         numbers.next_row_id += count
         return first
 
-    def publish(self) -> None:
-        """Show the counts to the event loop; the writer rests."""
-        if self._numbers is not None:
-            self.committed = replace(self.queue)
-            self.answered_seq = self._numbers.last_seq
+    def publication(self) -> Callable[[], None]:
+        """What shows the event loop how things stand after a commit, to be called there."""
+        return partial(self._publish, replace(self.queue), self._numbers.last_seq if self._numbers else None)
+
+    def _publish(self, queue: Queue, last_seq: int | None) -> None:
+        if last_seq is not None:
+            self.committed, self.answered_seq = queue, last_seq
 
     def read(self, connection: sqlite3.Connection) -> None:
         """Read the state from the file, so that counts are right before the first change."""

@@ -1,0 +1,282 @@
+"""The one writer of a SQLite file: what is to be changed waits in line and is committed in groups."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+import aiosqlite
+
+from hybrid_memory.errors import Closed, HybridMemoryError, StorageFailed
+from hybrid_memory.sqlite.driver import Driver
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# Work that may ride along does so with the first commit after this time, or by itself if none comes in as long again.
+# Well below anything a person notices.
+RIDE_ALONG_SECONDS = 0.02
+# Bounds how long one transaction keeps the others waiting; a group of this size takes some ten milliseconds.
+MAX_GROUP = 512
+
+# What a work may raise besides SQLite's own errors: the group is undone, and each work tried alone.
+_UNDOING = (HybridMemoryError, ArithmeticError, LookupError, TypeError, ValueError)
+
+
+class OwnedConnection(aiosqlite.Connection):
+    """An aiosqlite connection that runs a whole transaction as one function on its own thread: one hop, not three."""
+
+    if TYPE_CHECKING:
+        # aiosqlite gives its queue and its executor no types.
+        _tx: SimpleQueue[tuple[asyncio.Future[Any] | None, Callable[[], Any]]]
+
+        async def _execute(self, fn: Callable[..., T], *args: object, **kwargs: object) -> T: ...
+
+    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work` on the connection's thread. It must return plain data, never a cursor."""
+        return await self._execute(work, self._conn)
+
+    def post(self, work: Callable[[sqlite3.Connection], T], reply: Reply[T]) -> None:
+        """Run `work` on the connection's thread and have its result, or what it raised, acted on."""
+        self._tx.put_nowait((reply, partial(work, self._conn)))
+
+
+class Reply(asyncio.Future[T]):
+    """A future whose result is acted on as soon as the event loop has it: tasks that wait for one run a turn later."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, act: Callable[[T], None], failed: Callable[[BaseException], None]
+    ) -> None:
+        super().__init__(loop=loop)
+        self._act = act
+        self._failed = failed
+
+    def set_result(self, result: T) -> None:
+        """Act on the result."""
+        self._act(result)
+
+    def set_exception(self, exception: type[BaseException] | BaseException) -> None:
+        """Act on the failure."""
+        self._failed(exception if isinstance(exception, BaseException) else exception())
+
+
+@dataclass(slots=True)
+class _Request(Generic[T, R]):
+    work: Callable[[sqlite3.Connection], T]
+    stages: bool
+    answer: Callable[[T, asyncio.Future[R]], None]
+    future: asyncio.Future[R]
+
+
+@dataclass(slots=True)
+class Hooks:
+    """What the owner of in-memory state beside the file must do inside a transaction and after it."""
+
+    before_work: Callable[[sqlite3.Connection], None]
+    before_commit: Callable[[sqlite3.Connection], None]
+    after_commit: Callable[[], Callable[[], None]]
+    """Still on the writer's thread. What it returns is called on the event loop before anybody is answered."""
+    after_rollback: Callable[[], None]
+
+
+class _Committed(NamedTuple):
+    group: Sequence[_Request[Any, Any]]
+    outcomes: Sequence[object]
+    publish: Callable[[], None]
+
+
+class Writer:
+    """Takes works on the event loop and commits them, in their order, on the connection's thread."""
+
+    def __init__(self, path: Path, driver: Driver, hooks: Hooks) -> None:
+        self._driver = driver
+        self._hooks = hooks
+        self._undoing: tuple[type[Exception], ...] = (*driver.errors, *_UNDOING)
+        self._loop = asyncio.get_running_loop()
+        self._connection = OwnedConnection(partial(driver.connect, path, check_same_thread=False), 64)
+        # The event loop appends, the thread takes; a deque bears both at once.
+        self._waiting: deque[_Request[Any, Any]] = deque()
+        self._riding: deque[_Request[Any, Any]] = deque()
+        self._ride_along: asyncio.TimerHandle | None = None
+        self._ride_due = 0.0
+        # Whether the thread looks, or is about to look, for what waits.
+        self._busy = False
+        # As of the last commit, the thread's.
+        self._publish: Callable[[], None] = _nothing
+        # What the thread has taken last.
+        self._group: list[_Request[Any, Any]] = []
+        self._rested = asyncio.Event()
+        self._rested.set()
+        self._closing = False
+        self._failure: BaseException | None = None
+
+    async def open(self, configure: Callable[[sqlite3.Connection], None]) -> None:
+        """Open the connection."""
+        try:
+            await self._connection
+            await self._connection.run(configure)
+        except self._driver.errors as error:
+            raise self._driver.translate(error) from None
+
+    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work` between two groups; it makes its own transactions."""
+        return await self._connection.run(work)
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why the writer stopped, None while it works."""
+        return self._failure
+
+    @property
+    def takes_work(self) -> bool:
+        """Whether `submit` would take a work: not once it is closing, nor when the writer has stopped."""
+        return not self._closing and self._failure is None
+
+    def submit(
+        self,
+        work: Callable[[sqlite3.Connection], T],
+        answer: Callable[[T, asyncio.Future[R]], None],
+        *,
+        ride: bool = False,
+        stages: bool = False,
+    ) -> asyncio.Future[R]:
+        """Run `work` in the next transaction; when it is fsynced, `answer` gets its result and the future returned.
+
+        It may answer the future later, and is called on the event loop, also if the caller has gone. `ride` lets the
+        work wait a moment, and be done together with others like it, unless a work comes that may read it. `stages`
+        says that the work reads nothing that works of its group may have staged. A `HybridMemoryError` raised before
+        the work's first write refuses this work alone; any other error undoes the group, whose works are then tried
+        one by one.
+        """
+        if self._closing:
+            raise Closed("the hot tier is closed")
+        if self._failure is not None:
+            raise StorageFailed("the hot tier's writer has stopped") from self._failure
+        future: asyncio.Future[R] = self._loop.create_future()
+        request = _Request(work, stages, answer, future)
+        if ride:
+            self._riding.append(request)
+            if self._ride_along is None:
+                self._ride_due = self._loop.time() + RIDE_ALONG_SECONDS
+                self._ride_along = self._loop.call_later(2 * RIDE_ALONG_SECONDS, self._ride)
+            return future
+        if self._riding and (not stages or self._loop.time() >= self._ride_due):
+            self._take_along()
+        self._waiting.append(request)
+        self._begin()
+        return future
+
+    def rides(self, future: asyncio.Future[Any]) -> bool:
+        """Whether a work given with `ride` still waits, so that what it is to do can be added to."""
+        return any(request.future is future for request in self._riding)
+
+    def _ride(self) -> None:
+        """Nothing came to take along what rides."""
+        self._take_along()
+        self._begin()
+
+    def _take_along(self) -> None:
+        """Put what rides before what comes now."""
+        if self._ride_along is not None:
+            self._ride_along.cancel()
+            self._ride_along = None
+        self._waiting.extend(self._riding)
+        self._riding.clear()
+
+    def _begin(self) -> None:
+        if not self._busy:
+            # What is submitted until the event loop next lets go of the interpreter makes a group with it.
+            self._busy = True
+            self._rested.clear()
+            self._connection.post(self._commit_waiting, Reply(self._loop, self._end, self._fail))
+
+    def _commit_waiting(self, connection: sqlite3.Connection) -> _Committed:
+        """On the thread: commit group after group until nothing waits. What the last came to is the result."""
+        while True:
+            self._group = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_GROUP))]
+            committed = _Committed(self._group, self._commit(self._group, connection), self._publish)
+            if not self._waiting:
+                return committed
+            self._loop.call_soon_threadsafe(self._answer, committed)
+
+    def _end(self, committed: _Committed) -> None:
+        self._busy = False
+        if self._waiting:
+            # Submitted when the thread had looked for the last time.
+            self._begin()
+        else:
+            self._rested.set()
+        self._answer(committed)
+
+    def _answer(self, committed: _Committed) -> None:
+        try:
+            committed.publish()
+            for request, outcome in zip(committed.group, committed.outcomes, strict=True):
+                if not isinstance(outcome, BaseException):
+                    request.answer(outcome, request.future)
+                elif not request.future.done():
+                    request.future.set_exception(outcome)
+        except BaseException as error:
+            # What is known in memory may no longer be what is in the file.
+            self._fail(error)
+            raise
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = error
+        self._take_along()
+        for request in (*self._group, *self._waiting):
+            if not request.future.done():
+                request.future.set_exception(StorageFailed("the hot tier's writer has stopped"))
+        self._waiting.clear()
+        self._rested.set()
+
+    def _commit(self, group: Sequence[_Request[Any, Any]], connection: sqlite3.Connection) -> list[object]:
+        try:
+            connection.execute("begin immediate")
+            outcomes = [self._attempt(request, connection) for request in group]
+            self._hooks.before_commit(connection)
+            connection.execute("commit")
+            self._publish = self._hooks.after_commit()
+        except self._undoing as error:
+            # SQLITE_FULL and its like roll back by themselves; anything executed after that would autocommit.
+            if connection.in_transaction:
+                connection.execute("rollback")
+            self._hooks.after_rollback()
+            if len(group) > 1:
+                return [self._commit([request], connection)[0] for request in group]
+            return [self._driver.translate(error) if isinstance(error, self._driver.errors) else error]
+        return outcomes
+
+    def _attempt(self, request: _Request[Any, Any], connection: sqlite3.Connection) -> object:
+        if not request.stages:
+            self._hooks.before_work(connection)
+        changes = connection.total_changes
+        try:
+            return request.work(connection)
+        except HybridMemoryError as refusal:
+            if connection.total_changes != changes:
+                raise
+            return refusal
+
+    async def stop(self) -> None:
+        """Commit what is waiting, and take nothing more."""
+        self._closing = True
+        self._take_along()
+        if self._waiting:
+            self._begin()
+        await self._rested.wait()
+
+    async def close(self) -> None:
+        """Close the connection; the last one to a file to close checkpoints it."""
+        await self._connection.close()
+
+
+def _nothing() -> None:
+    """Nothing was committed yet."""
