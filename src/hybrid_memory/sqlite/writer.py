@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import aiosqlite
 
@@ -86,14 +86,8 @@ class Hooks:
     after_rollback: Callable[[], None]
 
 
-class _Committed(NamedTuple):
-    group: Sequence[_Request[Any, Any]]
-    outcomes: Sequence[object]
-    publish: Callable[[], None]
-
-
 class Writer:
-    """Takes works on the event loop and commits them, in their order, on the connection's thread."""
+    """Takes works on the event loop and commits them, in their order, on the connection's thread, a group at a time."""
 
     def __init__(self, path: Path, driver: Driver, hooks: Hooks) -> None:
         self._driver = driver
@@ -106,12 +100,9 @@ class Writer:
         self._riding: deque[_Request[Any, Any]] = deque()
         self._ride_along: asyncio.TimerHandle | None = None
         self._ride_due = 0.0
-        # Whether the thread looks, or is about to look, for what waits.
-        self._busy = False
-        # As of the last commit, the thread's.
-        self._publish: Callable[[], None] = _nothing
-        # What the thread has taken last.
+        # The group under way, and what there is to publish after it: the thread's until it replies.
         self._group: list[_Request[Any, Any]] = []
+        self._publish: Callable[[], None] = _nothing
         self._rested = asyncio.Event()
         self._rested.set()
         self._closing = False
@@ -191,34 +182,23 @@ class Writer:
         self._riding.clear()
 
     def _begin(self) -> None:
-        if not self._busy:
-            # What is submitted until the event loop next lets go of the interpreter makes a group with it.
-            self._busy = True
+        if self._rested.is_set():
             self._rested.clear()
-            self._connection.post(self._commit_waiting, Reply(self._loop, self._end, self._fail))
+            self._post()
 
-    def _commit_waiting(self, connection: sqlite3.Connection) -> _Committed:
-        """On the thread: commit group after group until nothing waits. What the last came to is the result."""
-        while True:
-            self._group = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_GROUP))]
-            committed = _Committed(self._group, self._commit(self._group, connection), self._publish)
-            if not self._waiting:
-                return committed
-            self._loop.call_soon_threadsafe(self._answer, committed)
+    def _post(self) -> None:
+        # What is submitted until the thread gets hold of the interpreter makes a group with what waits.
+        self._connection.post(self._commit_waiting, Reply(self._loop, self._answer, self._fail))
 
-    def _end(self, committed: _Committed) -> None:
-        self._busy = False
-        if self._waiting:
-            # Submitted when the thread had looked for the last time.
-            self._begin()
-        else:
-            self._rested.set()
-        self._answer(committed)
+    def _commit_waiting(self, connection: sqlite3.Connection) -> list[object]:
+        """On the thread."""
+        self._group = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_GROUP))]
+        return self._commit(self._group, connection)
 
-    def _answer(self, committed: _Committed) -> None:
+    def _answer(self, outcomes: Sequence[object]) -> None:
         try:
-            committed.publish()
-            for request, outcome in zip(committed.group, committed.outcomes, strict=True):
+            self._publish()
+            for request, outcome in zip(self._group, outcomes, strict=True):
                 if not isinstance(outcome, BaseException):
                     request.answer(outcome, request.future)
                 elif not request.future.done():
@@ -227,6 +207,10 @@ class Writer:
             # What is known in memory may no longer be what is in the file.
             self._fail(error)
             raise
+        if self._waiting:
+            self._post()
+        else:
+            self._rested.set()
 
     def _fail(self, error: BaseException) -> None:
         self._failure = error
