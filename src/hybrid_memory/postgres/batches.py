@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from hybrid_memory.changes import Kind, Operation
@@ -83,17 +83,22 @@ def arguments(opening: Opening, users: Sequence[UserChanges]) -> tuple[object, .
         opening.number,
         opening.token,
         [user.user_id for user in users],
-        [len(user.rows) for user in users],
-        [user.first_seq for user in users],
-        [user.last_seq for user in users],
-        [user.erased_rev for user in users],
-        rows.node_counts,
-        rows.relationship_counts,
+        _array(len(user.rows) for user in users),
+        _array(user.first_seq for user in users),
+        _array(user.last_seq for user in users),
+        _array(user.erased_rev for user in users),
+        _array(rows.node_counts),
+        _array(rows.relationship_counts),
         _json_array(rows.nodes),
         _json_array(rows.relationships),
         rows.new,
         rows.burying or None,
     )
+
+
+def _array(numbers: Iterable[int]) -> str:
+    """An array as Postgres reads it: the driver would ask of each element what it is, at the cost of all the rest."""
+    return f"{{{','.join(map(str, numbers))}}}"
 
 
 def _json_array(texts: Sequence[str]) -> str | None:

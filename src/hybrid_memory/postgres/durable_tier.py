@@ -66,7 +66,9 @@ class PostgresDurableTier:
     """
     _APPLY: Final[LiteralString] = """
         select revs, epochs::text[] as epochs
-        from memory.apply($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+        from memory.apply(
+            $1, $2, $3, $4, $5::text::bigint[], $6::text::bigint[], $7::text::bigint[], $8::text::bigint[],
+            $9::text::bigint[], $10::text::bigint[], $11, $12, $13, $14)
     """
 
     async def apply(self, opening: Opening, operations: Sequence[Operation], erased: Mapping[str, int]) -> BatchApplied:
