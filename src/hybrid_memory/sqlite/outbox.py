@@ -7,7 +7,7 @@ import sqlite3
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Final, cast
 
 from hybrid_memory.changes import Kind, NodeChange, Operation, RelationshipChange
@@ -175,36 +175,39 @@ class SqliteOutbox:
 
     def _settle(self, batches: list[BatchApplied], connection: sqlite3.Connection) -> None:
         now_us = self._ledger.now_us()
-        decided = [applied for batch in batches for applied in batch.operations]
-        decided.sort(key=_seq)
-        seqs = [applied.operation.seq for applied in decided]
-        keep_verdicts(connection, seqs, [(one.operation.seq, one.rev, one.verdict) for one in decided], now_us)
+        told: list[tuple[int, int | None, Verdict]] = []
+        payload_bytes = 0
+        nodes: list[tuple[int, str, int]] = []
+        relationships: list[Applied] = []
+        erasures: dict[str, int] = {}
+        # One pass: it is half of what settling takes.
+        for applied in sorted(chain.from_iterable(batch.operations for batch in batches), key=_seq):
+            operation, verdict, rev = applied
+            told.append((operation.seq, rev, verdict))
+            payload_bytes += len(operation.payload)
+            if operation.kind is Kind.ERASE:
+                erasures[operation.user_id] = rev or 0
+            elif rev is None or verdict is not Verdict.APPLIED:
+                pass  # the row that stands comes by the feed, with its revision
+            elif operation.kind is Kind.RELATIONSHIP:
+                relationships.append(applied)
+            elif (user_no := self._ledger.known_user_no(connection, operation.user_id)) is not None:
+                nodes.append((user_no, operation.entity_id, rev))
+        seqs = [seq for seq, _, _ in told]
+        keep_verdicts(connection, seqs, told, now_us)
         removed = connection.executemany("delete from outbox where seq between ? and ?", _runs(seqs)).rowcount
         self._ledger.queue.entries -= removed
-        self._ledger.queue.payload_bytes -= sum(len(one.operation.payload) for one in decided)
+        self._ledger.queue.payload_bytes -= payload_bytes
         if removed != len(seqs):
             # An erasure took some of them away meanwhile, and their bytes off the count.
             self._ledger.count_bytes(connection)
-        # A row decided otherwise than its writer wished comes by the feed, with the revision that stands.
-        stood = [one for one in decided if one.rev is not None and one.verdict is Verdict.APPLIED]
-        self._number_nodes(connection, [one for one in stood if one.operation.kind is Kind.NODE])
-        self._number_relationships(connection, [one for one in stood if one.operation.kind is Kind.RELATIONSHIP])
-        erasures = {one.operation.user_id: one.rev or 0 for one in decided if one.operation.kind is Kind.ERASE}
+        number_nodes(connection, nodes)
+        self._number_relationships(connection, relationships)
         self._ledger.erasures |= erasures
         connection.executemany(
             "update users set erased_rev = ? where user_id = ?", [(rev, user) for user, rev in erasures.items()]
         )
         _move_cursors(connection, [user for batch in batches for user in batch.users if user.as_sent], now_us)
-
-    def _number_nodes(self, connection: sqlite3.Connection, stood: list[Applied]) -> None:
-        number_nodes(
-            connection,
-            [
-                (user_no, applied.operation.entity_id, applied.rev)
-                for applied in stood
-                if (user_no := self._ledger.known_user_no(connection, applied.operation.user_id)) is not None
-            ],
-        )
 
     def _number_relationships(self, connection: sqlite3.Connection, stood: list[Applied]) -> None:
         for applied in stood:
