@@ -25,6 +25,8 @@ TlsMode: TypeAlias = Literal["disable", "prefer", "require", "verify-ca", "verif
 _CABLE_CUT_AFTER_MS: Final = 8_000
 _KEEPALIVE_SECONDS: Final = 4
 _POLITE_CLOSE_SECONDS: Final = 1.0
+# A larger piece of memory is asked of the system each time, and given back (glibc: from 128 KiB on).
+_BITE_BYTES: Final = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +60,20 @@ class PostgresSettings:
         return cls(dsn=f"postgresql://{where}", tls=tls)
 
 
-class Connection(asyncpg.Connection):
-    """A connection whose socket notices within seconds that the other side is gone."""
+class _Transport(asyncio.Transport):
+    max_size: int
+    """How many bytes asyncio asks for at a time; other event loops' transports have none."""
 
-    _transport: asyncio.Transport
+
+class Connection(asyncpg.Connection):
+    """A connection whose socket notices within seconds that the other side is gone, and which reads in small bites."""
+
+    _transport: _Transport
+
+    def read_in_bites(self) -> None:
+        """Have each read of the socket make room for 64 KiB and not for 256, which takes a fifth of a round trip."""
+        if hasattr(self._transport, "max_size"):
+            self._transport.max_size = _BITE_BYTES
 
     def watch_socket(self) -> None:
         """Switch on what asyncpg leaves off: keep-alive probes and a limit on unacknowledged data."""
@@ -106,6 +118,7 @@ async def connect(settings: PostgresSettings, purpose: Purpose) -> Connection:
                 server_settings={} if settings.transaction_pooler else _server_settings(settings, purpose),
             )
     connection.watch_socket()
+    connection.read_in_bites()
     return connection
 
 
