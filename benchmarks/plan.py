@@ -17,7 +17,7 @@ class Sizes:
     large_users: int = 1_000
     nodes_per_user: int = 1_000
     single_writes: int = 500
-    concurrent_writes: int = 6_000
+    concurrent_writes: int = 9_600
     preload_small: int = 10_000
     preload_large: int = 100_000
     warm_users: int = 40
