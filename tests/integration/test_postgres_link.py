@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -102,6 +103,28 @@ async def test_a_late_call_is_cut_off_and_its_outcome_unknown(postgres: Database
             await link.run(linger)
         assert not isinstance(unreachable.value, OutcomeUnknown)
         assert await backend(link) != before
+
+
+async def test_each_call_has_its_own_deadline_though_one_timer_serves_them_all(postgres: Database) -> None:
+    async def linger(connection: Connection) -> None:
+        await connection.execute("select pg_sleep(60)")
+
+    async def seconds_until_given_up(link: Link, deadline: timedelta | None = None) -> float:
+        started = time.monotonic()
+        with pytest.raises(Unreachable):
+            await link.run(linger, deadline=deadline)
+        return time.monotonic() - started
+
+    purpose = replace(PURPOSE, deadline=0.6 * SECOND, statement_timeout=60 * SECOND)
+    async with linked(postgres.settings, purpose) as link:
+        assert await backend(link) > 0
+        await asyncio.sleep(0.3)
+        assert 0.6 <= await seconds_until_given_up(link) < 10, "the timer of the call before it cut it off, or none did"
+        assert await backend(link) > 0
+        assert await seconds_until_given_up(link, 0.1 * SECOND) < 0.5, "it waited for the timer of the call before it"
+        assert await backend(link) > 0
+        await asyncio.sleep(0.7)
+        assert await backend(link) > 0, "a timer cut off a connection that nobody used"
 
 
 async def test_the_server_gives_up_first_so_that_the_outcome_is_known(postgres: Database) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from hybrid_memory.changes import Kind, Operation
@@ -83,10 +83,10 @@ def arguments(opening: Opening, users: Sequence[UserChanges]) -> tuple[object, .
         opening.number,
         opening.token,
         [user.user_id for user in users],
-        _array(len(user.rows) for user in users),
-        _array(user.first_seq for user in users),
-        _array(user.last_seq for user in users),
-        _array(user.erased_rev for user in users),
+        _array([len(user.rows) for user in users]),
+        _array([user.first_seq for user in users]),
+        _array([user.last_seq for user in users]),
+        _array([user.erased_rev for user in users]),
         _array(rows.node_counts),
         _array(rows.relationship_counts),
         _json_array(rows.nodes),
@@ -96,9 +96,9 @@ def arguments(opening: Opening, users: Sequence[UserChanges]) -> tuple[object, .
     )
 
 
-def _array(numbers: Iterable[int]) -> str:
+def _array(numbers: list[int]) -> str:
     """An array as Postgres reads it: the driver would ask of each element what it is, at the cost of all the rest."""
-    return f"{{{','.join(map(str, numbers))}}}"
+    return f"{{{str(numbers)[1:-1]}}}"
 
 
 def _json_array(texts: Sequence[str]) -> str | None:
@@ -149,11 +149,13 @@ def outcome(
     heads: list[AppliedUser] = []
     for user, rev, epoch in zip(changes, revs, epochs, strict=True):
         operations = users[user.user_id]
-        before = rev - len(operations)
-        applied += [
-            Applied(operation, Verdict.APPLIED, rev_of) for rev_of, operation in enumerate(operations, before + 1)
-        ]
-        # A buried node may have taken relationships along that its writer did not know of.
-        as_sent = not any(map(buries_node, operations))
+        before = rev_of = rev - len(operations)
+        as_sent = True
+        for operation in operations:
+            rev_of += 1
+            applied.append(Applied(operation, Verdict.APPLIED, rev_of))
+            if buries_node(operation):
+                # It may have taken relationships along that its writer did not know of.
+                as_sent = False
         heads.append(AppliedUser(user.user_id, epoch, before, rev, as_sent))
     return BatchApplied(operations=tuple(applied), users=tuple(heads))

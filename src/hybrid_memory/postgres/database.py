@@ -147,6 +147,51 @@ async def transaction(connection: Connection, begin: LiteralString = "begin") ->
         raise OutcomeUnknown("the server rolled back what was to be committed", fix="the same work is tried again")
 
 
+class _Deadline:
+    """Cuts off a connection whose call is late, on which the driver gives up.
+
+    One timer serves call after call: a time-out context for each would cost more than all the rest of a call, and a
+    timer for each a good part of it.
+    """
+
+    def __init__(self) -> None:
+        self._connection: Connection | None = None
+        self._due = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, connection: Connection, seconds: float) -> None:
+        """A call begins, which has so long."""
+        loop = asyncio.get_running_loop()
+        self._connection = connection
+        self._due = loop.time() + seconds
+        if self._timer is None or self._timer.when() > self._due:
+            self.forget()
+            self._timer = loop.call_at(self._due, self._look)
+
+    def is_over(self) -> bool:
+        """Whether the call is late."""
+        return self._due <= asyncio.get_running_loop().time()
+
+    def end(self) -> None:
+        """The call has ended; the timer is left to the next one."""
+        self._connection = None
+
+    def forget(self) -> None:
+        """No call follows."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._connection is None:
+            return
+        if self.is_over():
+            self._connection.terminate()
+        else:
+            self._timer = asyncio.get_running_loop().call_at(self._due, self._look)
+
+
 class Link:
     """One connection, opened at the first use, used by one call at a time, and replaced after it failed."""
 
@@ -154,6 +199,7 @@ class Link:
         self._settings = settings
         self._purpose = purpose
         self._lock = asyncio.Lock()
+        self._deadline = _Deadline()
         self._connection: Connection | None = None
         self._closed = False
 
@@ -167,19 +213,18 @@ class Link:
         happened.
         """
         limit = (deadline or self._purpose.deadline).total_seconds()
-        # What `held` does, without its cost: every write and every session start passes here. For the same reason the
-        # deadline is a timer that cuts the connection off, on which the driver gives up: a time-out context costs more
-        # than all the rest.
+        # What `held` does, without its cost: every write and every session start passes here.
         async with self._lock:
-            connection = await self._opened()
+            connection = self._connection
+            if connection is None or connection.is_closed():
+                connection = await self._opened()
             healthy = False
-            timer = asyncio.get_running_loop().call_later(limit, connection.terminate)
+            self._deadline.begin(connection, limit)
             try:
                 result = await work(connection)
                 healthy = True
             except DRIVER_FAILURES as failure:
-                late = timer.when() <= asyncio.get_running_loop().time()
-                cause = TimeoutError() if late else failure
+                cause = TimeoutError() if self._deadline.is_over() else failure
                 explained_error = explain(cause, after_sending=writes)
                 healthy = not isinstance(explained_error, (Unreachable, ReadOnly))
                 raise explained_error from cause
@@ -187,7 +232,7 @@ class Link:
                 healthy = not isinstance(error, (Unreachable, ReadOnly))
                 raise
             finally:
-                timer.cancel()
+                self._deadline.end()
                 if not healthy or connection.is_closed() or connection.is_in_transaction():
                     self._cut(connection)
         return result
@@ -221,6 +266,7 @@ class Link:
     async def close(self) -> None:
         """Let go of the server; a call under way is cut off. Calling it again does nothing."""
         self._closed = True
+        self._deadline.forget()
         connection, self._connection = self._connection, None
         if connection is None:
             return
