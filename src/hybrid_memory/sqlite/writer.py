@@ -39,7 +39,8 @@ class OwnedConnection(aiosqlite.Connection):
 
         async def _execute(self, fn: Callable[..., T], *args: object, **kwargs: object) -> T: ...
 
-    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    # Not `run`: before 0.22 an aiosqlite connection is a thread, whose method that is.
+    async def perform(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` on the connection's thread. It must return plain data, never a cursor."""
         return await self._execute(work, self._conn)
 
@@ -112,13 +113,13 @@ class Writer:
         """Open the connection."""
         try:
             await self._connection
-            await self._connection.run(configure)
+            await self._connection.perform(configure)
         except self._driver.errors as error:
             raise self._driver.translate(error) from None
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` between two groups; it makes its own transactions."""
-        return await self._connection.run(work)
+        return await self._connection.perform(work)
 
     @property
     def failure(self) -> BaseException | None:
