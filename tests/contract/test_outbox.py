@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,12 +112,17 @@ async def test_what_was_committed_is_seen_though_the_last_of_its_group_failed(fi
     assert file.outbox.state().entries == 1
 
 
-async def test_what_comes_when_the_writer_has_looked_for_the_last_time_is_committed_too(file: HotFile) -> None:
-    first = file.database.write(Note("a"))
-    time.sleep(0.05)  # noqa: ASYNC251 - the thread is to end its work while the event loop has not heard of it
-    second = file.database.write(Note("b"))
+async def test_what_is_submitted_while_a_group_is_answered_is_committed_too(file: HotFile) -> None:
+    # The thread has ended its work by then, and only the event loop can have it begin again.
+    later: list[asyncio.Future[str]] = []
+
+    def submits(outcome: str, future: asyncio.Future[str]) -> None:
+        later.append(file.database.write(Note("b")))
+        future.set_result(outcome)
+
     async with asyncio.timeout(5):
-        assert (await first, await second) == ("a", "b")
+        assert await file.database.submit(Note("a"), submits) == "a"
+        assert await later[0] == "b"
 
 
 async def test_who_cannot_take_an_answer_stops_the_writer_and_leaves_nobody_waiting(file: HotFile) -> None:

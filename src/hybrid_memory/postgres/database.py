@@ -215,9 +215,7 @@ class Link:
         limit = (deadline or self._purpose.deadline).total_seconds()
         # What `held` does, without its cost: every write and every session start passes here.
         async with self._lock:
-            connection = self._connection
-            if connection is None or connection.is_closed():
-                connection = await self._opened()
+            connection = self._usable() or await self._open()
             healthy = False
             self._deadline.begin(connection, limit)
             try:
@@ -251,7 +249,7 @@ class Link:
         open.
         """
         async with self._lock:
-            connection = await self._opened()
+            connection = self._usable() or await self._open()
             healthy = False
             try:
                 yield connection
@@ -277,11 +275,14 @@ class Link:
                     await connection.close()
         connection.terminate()
 
-    async def _opened(self) -> Connection:
+    def _usable(self) -> Connection | None:
+        connection = self._connection
+        return None if connection is None or connection.is_closed() else connection
+
+    async def _open(self) -> Connection:
         if self._closed:
             raise Closed("the connection to Postgres was closed")
-        if self._connection is None or self._connection.is_closed():
-            self._connection = await connect(self._settings, self._purpose)
+        self._connection = await connect(self._settings, self._purpose)
         return self._connection
 
     def _cut(self, connection: Connection) -> None:

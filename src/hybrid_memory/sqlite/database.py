@@ -39,7 +39,6 @@ class Database:
         self._path = path
         self._driver = driver
         self._writer = Writer(path, driver, hooks)
-        self._closing = False
         self._readers = ThreadPoolExecutor(max_workers=READERS, thread_name_prefix="hybrid-memory-reader")
         self._scanners: SimpleQueue[sqlite3.Connection] = SimpleQueue()
         self._opened = ExitStack()
@@ -122,7 +121,7 @@ class Database:
 
     def read_soon(self, work: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
         """Like `read`, without waiting."""
-        if self._closing:
+        if self._writer.closing:
             raise Closed("the hot tier is closed")
         return self._loop.run_in_executor(self._readers, self._scan, work)
 
@@ -147,9 +146,8 @@ class Database:
 
     async def close(self) -> None:
         """Commit what is waiting and close, readers first: the last connection to close checkpoints."""
-        if self._closing:
+        if self._writer.closing:
             return
-        self._closing = True
         await self._writer.stop()
         # Searches under way end in milliseconds; a reader must not outlive the writer, which checkpoints last.
         await asyncio.to_thread(self._readers.shutdown)

@@ -187,12 +187,12 @@ class SqliteOutbox:
             payload_bytes += len(operation.payload)
             if operation.kind is Kind.ERASE:
                 erasures[operation.user_id] = rev or 0
-            elif rev is None or verdict is not Verdict.APPLIED:
-                pass  # the row that stands comes by the feed, with its revision
-            elif operation.kind is Kind.RELATIONSHIP:
-                relationships.append(applied)
-            elif (user_no := self._ledger.known_user_no(connection, operation.user_id)) is not None:
-                nodes.append((user_no, operation.entity_id, rev))
+            # A row decided otherwise than its writer wished comes by the feed, with the revision that stands.
+            elif rev is not None and verdict is Verdict.APPLIED:
+                if operation.kind is Kind.RELATIONSHIP:
+                    relationships.append(applied)
+                elif (user_no := self._ledger.known_user_no(connection, operation.user_id)) is not None:
+                    nodes.append((user_no, operation.entity_id, rev))
         seqs = [seq for seq, _, _ in told]
         keep_verdicts(connection, seqs, told, now_us)
         removed = connection.executemany("delete from outbox where seq between ? and ?", _runs(seqs)).rowcount

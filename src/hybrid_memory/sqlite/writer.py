@@ -127,6 +127,11 @@ class Writer:
         return self._failure
 
     @property
+    def closing(self) -> bool:
+        """Whether it was told to stop."""
+        return self._closing
+
+    @property
     def takes_work(self) -> bool:
         """Whether `submit` would take a work: not once it is closing, nor when the writer has stopped."""
         return not self._closing and self._failure is None
@@ -192,7 +197,7 @@ class Writer:
         self._connection.post(self._commit_waiting, Reply(self._loop, self._answer, self._fail))
 
     def _commit_waiting(self, connection: sqlite3.Connection) -> list[object]:
-        """On the thread."""
+        """On the thread: commit what waits; the results or errors of its works, in their order."""
         self._group = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_GROUP))]
         return self._commit(self._group, connection)
 
@@ -205,7 +210,7 @@ class Writer:
                 elif not request.future.done():
                     request.future.set_exception(outcome)
         except BaseException as error:
-            # What is known in memory may no longer be what is in the file.
+            # Whatever it was: what is known in memory may no longer be what is in the file, and somebody would wait.
             self._fail(error)
             raise
         if self._waiting:
@@ -228,7 +233,6 @@ class Writer:
             outcomes = [self._attempt(request, connection) for request in group]
             self._hooks.before_commit(connection)
             connection.execute("commit")
-            self._publish = self._hooks.after_commit()
         except self._undoing as error:
             # SQLITE_FULL and its like roll back by themselves; anything executed after that would autocommit.
             if connection.in_transaction:
@@ -237,6 +241,8 @@ class Writer:
             if len(group) > 1:
                 return [self._commit([request], connection)[0] for request in group]
             return [self._driver.translate(error) if isinstance(error, self._driver.errors) else error]
+        # Outside: what fails after the commit must not have the works done again.
+        self._publish = self._hooks.after_commit()
         return outcomes
 
     def _attempt(self, request: _Request[Any, Any], connection: sqlite3.Connection) -> object:
