@@ -254,9 +254,9 @@ async def _build(plan: Plan, data_dir: Path, users: int) -> tuple[dict[str, int]
 
 
 async def _load(replica: Replica, user_id: str, rows: Sequence[FlatRow]) -> int:
-    generation = await replica.begin_load(user_id)
+    head = Head(user_id=user_id, epoch=EPOCH, rev=len(rows), erased_rev=0, timeline=1)
+    generation = await replica.begin_load(head)
     assert generation is not None
     await replica.add_nodes(generation, rows)
-    head = Head(user_id=user_id, epoch=EPOCH, rev=len(rows), erased_rev=0, timeline=1)
-    await replica.show_load(generation, head, complete=True)
+    await replica.show_load(generation, complete=True)
     return generation

@@ -138,8 +138,11 @@ class DeadLetters(Protocol):
 class Replica(Protocol):
     """The local copy as the durable tier fills it."""
 
-    async def begin_load(self, user_id: str) -> int | None:
-        """Start an invisible generation of a user in place of one begun before; None while an erasure is queued."""
+    async def begin_load(self, head: Head) -> int | None:
+        """Start an invisible generation for a snapshot of a user, in place of one begun before.
+
+        None when the user was erased after the snapshot: the erasure is queued here, or has just been carried.
+        """
         ...
 
     def add_nodes(self, generation: int, rows: Sequence[FlatRow]) -> Awaitable[None]:
@@ -150,8 +153,11 @@ class Replica(Protocol):
         """Add relationships to an invisible generation."""
         ...
 
-    async def show_load(self, generation: int, head: Head, *, complete: bool) -> None:
-        """Make the generation visible with its cursor in one step, our queued changes laid over it."""
+    async def show_load(self, generation: int, *, complete: bool) -> bool:
+        """Make the generation visible with its cursor in one step, our queued changes laid over it.
+
+        False when that is no longer to be: the user was erased meanwhile, or a later load was begun.
+        """
         ...
 
     async def absorb(self, head: Head, nodes: Sequence[FlatRow], relationships: Sequence[FlatRow]) -> int:

@@ -152,9 +152,8 @@ class Preload:
         self._events.emit(LoadStarted(user_id=user_id))
         started = self._clock.monotonic()
         async with self._feed.snapshot(user_id, after_rev=None) as snapshot:
-            head = snapshot.head
-            await self._obey_erasure(user_id, head)
-            generation = await self._replica.begin_load(user_id)
+            await self._obey_erasure(user_id, snapshot.head)
+            generation = await self._replica.begin_load(snapshot.head)
             if generation is None:
                 return False
             nodes = await self._stream(
@@ -163,7 +162,8 @@ class Preload:
             edges = await self._stream(
                 user_id, snapshot.relationships(), generation, self._replica.add_relationships, nodes, snapshot.expected
             )
-        await self._replica.show_load(generation, head, complete=True)
+        if not await self._replica.show_load(generation, complete=True):
+            return False
         self._report(user_id, nodes + edges, nodes + edges, finished=True)
         self._finished(user_id, nodes, edges, started, full=True)
         return True

@@ -44,14 +44,14 @@ def rev_of(file: HotFile) -> int:
 async def test_a_load_is_seen_in_one_step_with_its_cursor(file: HotFile) -> None:
     rows = [node_from_postgres(fresh(str(n)), n) for n in range(1, 4)]
     edge = edge_from_postgres(related(rows[0].node_id, rows[1].node_id), 4)
-    generation = await file.replica.begin_load("ada")
+    generation = await file.replica.begin_load(head(4))
     assert generation is not None
     await file.replica.add_nodes(generation, rows[:2])
     await file.replica.add_nodes(generation, rows[2:])
     await file.replica.add_relationships(generation, [edge])
     assert [file.hot.get("ada", row.node_id) for row in rows] == [None] * 3
     assert file.hot.cursor("ada") is None
-    await file.replica.show_load(generation, head(4), complete=True)
+    await file.replica.show_load(generation, complete=True)
     assert [text_of(file, row.node_id) for row in rows] == ["1", "2", "3"]
     cursor = file.hot.cursor("ada")
     assert cursor is not None
@@ -63,7 +63,7 @@ async def test_a_load_is_seen_in_one_step_with_its_cursor(file: HotFile) -> None
 async def test_a_load_that_was_never_shown_is_swept_and_nobody_sees_it(tmp_path: Path) -> None:
     rows = [node_from_postgres(fresh(str(n)), n) for n in range(1, 4)]
     async with hot_file(tmp_path) as file:
-        generation = await file.replica.begin_load("ada")
+        generation = await file.replica.begin_load(head(3))
         assert generation is not None
         await file.replica.add_nodes(generation, rows)
     async with hot_file(tmp_path) as file:
@@ -78,13 +78,13 @@ async def test_a_load_that_was_never_shown_is_swept_and_nobody_sees_it(tmp_path:
 async def test_a_load_under_way_is_not_swept_and_the_copy_it_replaces_is(file: HotFile) -> None:
     rows = [node_from_postgres(fresh(str(n)), n) for n in range(1, 4)]
     await load(file, 3, rows)
-    generation = await file.replica.begin_load("ada")
+    generation = await file.replica.begin_load(head(5))
     assert generation is not None
     await file.replica.add_nodes(generation, rows[:1])
     while await file.replica.sweep_generations():
         pass
     assert await count(file, "nodes") == 4
-    await file.replica.show_load(generation, head(5), complete=True)
+    await file.replica.show_load(generation, complete=True)
     while await file.replica.sweep_generations():
         pass
     assert await count(file, "nodes") == 1
@@ -93,7 +93,7 @@ async def test_a_load_under_way_is_not_swept_and_the_copy_it_replaces_is(file: H
 
 async def test_a_load_begun_again_replaces_the_one_that_failed(file: HotFile) -> None:
     rows = [node_from_postgres(fresh(str(n)), n) for n in range(1, 4)]
-    failed = await file.replica.begin_load("ada")
+    failed = await file.replica.begin_load(head(3))
     assert failed is not None
     await file.replica.add_nodes(failed, rows)
     await load(file, 3, rows)
@@ -220,20 +220,21 @@ async def test_an_erasure_counts_what_it_removed_and_leaves_other_users_alone(fi
     assert file.hot.cursor("ada") is None
 
 
-async def test_while_an_erasure_is_queued_no_load_begins_and_none_under_way_is_shown(file: HotFile) -> None:
+async def test_no_load_from_before_an_erasure_begins_and_none_under_way_is_shown(file: HotFile) -> None:
     rows = [node_from_postgres(fresh(str(n)), n) for n in range(1, 4)]
-    generation = await file.replica.begin_load("ada")
+    generation = await file.replica.begin_load(head(4))
     assert generation is not None
     await file.replica.add_nodes(generation, rows)
     await file.replica.erase("ada", erased_rev=None)
-    await file.replica.show_load(generation, head(4), complete=True)
+    assert not await file.replica.show_load(generation, complete=True)
     assert file.hot.get("ada", rows[0].node_id) is None
     assert file.hot.cursor("ada") is None
     assert await count(file, "nodes") == 0
-    assert await file.replica.begin_load("ada") is None
-    assert await file.replica.begin_load("bo") is not None
+    assert await file.replica.begin_load(head(4)) is None
+    assert await file.replica.begin_load(head(4, user_id="bo")) is not None
     await file.outbox.settle(carried(file.outbox.claim(after_seq=0, limit=1)))
-    assert await file.replica.begin_load("ada") is not None
+    assert await file.replica.begin_load(head(4, erased_rev=0)) is None
+    assert await file.replica.begin_load(head(5, erased_rev=1)) is not None
 
 
 async def test_obeying_an_erasure_queues_none(file: HotFile) -> None:

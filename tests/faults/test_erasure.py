@@ -167,6 +167,34 @@ async def test_a_session_that_starts_before_the_erasure_has_arrived_does_not_bri
     assert canaries_in(tmp_path) == 0
 
 
+async def test_a_load_from_before_an_erasure_that_begins_when_it_has_arrived_brings_nothing_back(
+    postgres: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(postgres, tmp_path) as manager:
+        await tell_secrets(manager, "ada", wait=SECONDS)
+        relay = staff(manager).relay_service
+        await relay.stop()  # so that the snapshot is taken before the erasure arrives
+        await manager.forget("ada")
+        replica = tiers(manager).file.replica
+        begin, beginning, go_on = replica.begin_load, asyncio.Event(), asyncio.Event()
+
+        async def begin_late(head: Head) -> int | None:
+            beginning.set()
+            await go_on.wait()
+            return await begin(head)
+
+        monkeypatch.setattr(replica, "begin_load", begin_late)
+        loading = asyncio.create_task(manager.ensure_user_memories("ada"))
+        await beginning.wait()
+        relay.start()
+        await drained(manager)
+        go_on.set()
+        memory = await loading
+        assert await contents(memory) == {}
+        assert not memory.freshness().complete
+    assert canaries_in(tmp_path) == 0
+
+
 async def test_a_load_under_way_does_not_bring_back_what_is_forgotten(
     postgres: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

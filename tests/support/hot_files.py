@@ -130,8 +130,8 @@ async def count(file: HotFile, table: str) -> int:
 
 async def load(file: HotFile, rev: int, nodes: Sequence[NodeRow], edges: Sequence[RelationshipRow] = ()) -> None:
     """Load a user's graph as of a head."""
-    generation = await file.replica.begin_load("ada")
+    generation = await file.replica.begin_load(head(rev))
     assert generation is not None
     await file.replica.add_nodes(generation, nodes)
     await file.replica.add_relationships(generation, edges)
-    await file.replica.show_load(generation, head(rev), complete=True)
+    await file.replica.show_load(generation, complete=True)

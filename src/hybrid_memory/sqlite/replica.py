@@ -58,26 +58,31 @@ class SqliteReplica:
         self._ledger = ledger
         self._acceptance = acceptance
         self._on_shown = on_shown
-        # Generations that are being loaded, and for whom; what is in sight of nobody and not here is swept.
-        self._loading: dict[int, str] = {}
+        # Generations that are being loaded, and from which snapshot; what nobody sees and is not here is swept.
+        self._loading: dict[int, Head] = {}
 
-    async def begin_load(self, user_id: str) -> int | None:
-        """Start an invisible generation of a user in place of one begun before; None while an erasure is queued."""
-        return await self._database.write(partial(self._begin, user_id))
+    async def begin_load(self, head: Head) -> int | None:
+        """Start an invisible generation for a snapshot of a user, in place of one begun before.
 
-    def _begin(self, user_id: str, connection: sqlite3.Connection) -> int | None:
+        None when the user was erased after the snapshot: the erasure is queued here, or has just been carried.
+        """
+        return await self._database.write(partial(self._begin, head))
+
+    def _begin(self, head: Head, connection: sqlite3.Connection) -> int | None:
+        user_id = head.user_id
+        if head.erased_rev < self._ledger.erasures.get(user_id, 0):
+            return None
         if any(queued.kind is Kind.ERASE for queued in self._queued(connection, user_id, user_id)):
-            # What Postgres still holds was erased here already.
             return None
         self._stop_loading(user_id)
         generation = self._ledger.new_user_no(connection)
         connection.execute("insert into generations (user_no) values (?)", (generation,))
-        self._loading[generation] = user_id
+        self._loading[generation] = head
         return generation
 
     def _stop_loading(self, user_id: str) -> None:
-        for generation, whose in list(self._loading.items()):
-            if whose == user_id:
+        for generation, head in list(self._loading.items()):
+            if head.user_id == user_id:
                 del self._loading[generation]
 
     def add_nodes(self, generation: int, rows: Sequence[FlatRow]) -> asyncio.Future[None]:
@@ -96,16 +101,24 @@ class SqliteReplica:
         first = self._ledger.next_row_id(connection, len(rows))
         insert_relationships(connection, [(row_id, generation, *row) for row_id, row in enumerate(rows, first)])
 
-    async def show_load(self, generation: int, head: Head, *, complete: bool) -> None:
-        """Make the generation visible with its cursor in one step, our queued changes laid over it."""
-        await self._database.write(partial(self._show, generation, head, complete=complete), after=self._on_shown)
-        self._loading.pop(generation, None)
+    async def show_load(self, generation: int, *, complete: bool) -> bool:
+        """Make the generation visible with its cursor in one step, our queued changes laid over it.
 
-    def _show(self, generation: int, head: Head, connection: sqlite3.Connection, *, complete: bool) -> Shown:
+        False when that is no longer to be: the user was erased meanwhile, or a later load was begun.
+        """
+        shown = await self._database.write(partial(self._show, generation, complete=complete), after=self._tell)
+        self._loading.pop(generation, None)
+        return shown is not None
+
+    def _tell(self, shown: Shown | None) -> None:
+        if shown is not None:
+            self._on_shown(shown)
+
+    def _show(self, generation: int, connection: sqlite3.Connection, *, complete: bool) -> Shown | None:
+        head = self._loading.get(generation)
+        if head is None:
+            return None
         former = self._ledger.known_user_no(connection, head.user_id)
-        if generation not in self._loading or head.erased_rev < self._ledger.erasures.get(head.user_id, 0):
-            # The user was erased while it was loaded, here or in Postgres.
-            return Shown(user_id=head.user_id, user_no=former, row_ids=())
         if former is not None:
             self._carry_over(connection, former, generation, head)
             connection.execute("insert into generations (user_no) values (?)", (former,))
@@ -262,12 +275,8 @@ class SqliteReplica:
 
     async def evict(self, user_id: str) -> bool:
         """Drop a user's copy; False (and nothing done) while operations of it are queued."""
-        shown = await self._database.write(partial(self._evict, user_id), after=self._after_eviction)
+        shown = await self._database.write(partial(self._evict, user_id), after=self._tell)
         return shown is not None
-
-    def _after_eviction(self, shown: Shown | None) -> None:
-        if shown is not None:
-            self._on_shown(shown)
 
     def _evict(self, user_id: str, connection: sqlite3.Connection) -> Shown | None:
         user_no = self._ledger.known_user_no(connection, user_id)
