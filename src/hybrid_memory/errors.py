@@ -96,9 +96,13 @@ class Closed(HybridMemoryError):
 
 
 class DurableTierError(HybridMemoryError):
-    """The root of what Postgres can do to us."""
+    """The root of what Postgres can do to us. `sqlstate` is what Postgres called it, empty when it said nothing."""
 
     code = "durable_tier"
+
+    def __init__(self, message: str, *, fix: str = "", sqlstate: str = "") -> None:
+        super().__init__(message, fix=fix)
+        self.sqlstate = sqlstate
 
 
 class Unreachable(DurableTierError):
@@ -135,14 +139,20 @@ class ReadOnly(DurableTierError):
     retryable = True
 
 
+class Unforeseen(DurableTierError):
+    """Postgres failed in a way that is not known; it may be this operation's doing, or pass."""
+
+    code = "unforeseen"
+    retryable = True
+
+
 class PoisonOperation(DurableTierError):
     """Postgres will never take this operation; it belongs in the dead letters."""
 
     code = "poison"
 
     def __init__(self, message: str, *, sqlstate: str) -> None:
-        super().__init__(message, fix="inspect it with `hybrid-memory dead-letters list`")
-        self.sqlstate = sqlstate
+        super().__init__(message, fix="inspect it with `hybrid-memory dead-letters list`", sqlstate=sqlstate)
 
 
 class Misconfigured(DurableTierError):

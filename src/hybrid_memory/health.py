@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -86,6 +87,7 @@ def _diagnose(
         )
     elif staff.relay.breaker_state is not BreakerState.CLOSED:
         causes.append(f"Postgres does not take writes: {staff.relay_service.last_error}")
+    causes += [f"{count} users' writes wait: {code}" for code, count in Counter(staff.relay.set_aside.values()).items()]
     causes += [f"the service {name} is dead" for name, state in services.items() if state == "dead"]
     if queue.dead_letters:
         causes.append(f"{queue.dead_letters} dead letters wait for a person")

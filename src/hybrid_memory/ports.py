@@ -106,8 +106,11 @@ class Outbox(Protocol):
         """Take decided operations out of the queue, with their verdicts kept. May wait to ride on another commit."""
         ...
 
-    def bury(self, operation: Operation, *, sqlstate: str, reason: str) -> Awaitable[None]:
-        """Move an operation to the dead letters."""
+    def bury(self, operation: Operation, *, sqlstate: str, reason: str) -> Awaitable[list[Operation]]:
+        """Move an operation to the dead letters, and with it what is queued behind it and depends on it.
+
+        Returns what was moved, the operation itself first.
+        """
         ...
 
     def verdict(self, accepted: Accepted) -> tuple[Verdict, int | None] | None:

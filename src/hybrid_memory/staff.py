@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
+from hybrid_memory.carrying import Carrier
+from hybrid_memory.caution import Caution
 from hybrid_memory.changes import Operation
 from hybrid_memory.clock import Clock
 from hybrid_memory.connect import PostgresMode, Tiers
@@ -42,18 +44,16 @@ class Staff:
         self._on_decided = on_decided
         self.deliveries = Deliveries()
         self.preload = Preload(hot=file.hot, replica=file.replica, feed=durable.feed, clock=clock, events=events)
-        self.relay = Relay(
-            outbox=file.outbox,
-            durable=durable.tier,
-            opening=file.opening,
+        self.relay = make_relay(
+            tiers=tiers,
             deliveries=self.deliveries,
-            breaker=Breaker(Backoff(), uniform),
+            batch_size=settings.batch_size,
+            clock=clock,
+            uniform=uniform,
             events=events,
-            erased_rev=file.hot.erased_rev,
             is_persistent=is_persistent,
             on_decided=self._decided,
             on_rest=on_rest,
-            batch_size=settings.batch_size,
         )
         feed = Feed(
             hot=file.hot,
@@ -125,3 +125,45 @@ class Staff:
             # The row that stands differs from ours: fetch it now rather than at the next poll.
             self.feed_service.wake()
         self._on_decided(batch)
+
+
+def make_relay(
+    *,
+    tiers: Tiers,
+    deliveries: Deliveries,
+    batch_size: int,
+    clock: Clock,
+    uniform: Callable[[], float],
+    events: Sink,
+    is_persistent: Callable[[str], bool],
+    on_decided: Callable[[BatchApplied], None],
+    on_rest: Callable[[], None],
+) -> Relay:
+    """What carries a file's queue to Postgres; `batch_size` is the most operations in one transaction."""
+    file, durable = tiers.file, tiers.durable
+    caution = Caution(batch_size, uniform)
+    carrier = Carrier(
+        outbox=file.outbox,
+        durable=durable.tier,
+        opening=file.opening,
+        deliveries=deliveries,
+        caution=caution,
+        events=events,
+        erased_rev=file.hot.erased_rev,
+        on_decided=on_decided,
+        monotonic=clock.monotonic,
+        uniform=uniform,
+    )
+    return Relay(
+        outbox=file.outbox,
+        durable=durable.tier,
+        opening=file.opening,
+        carrier=carrier,
+        caution=caution,
+        deliveries=deliveries,
+        breaker=Breaker(Backoff(), uniform),
+        events=events,
+        is_persistent=is_persistent,
+        on_rest=on_rest,
+        monotonic=clock.monotonic,
+    )

@@ -15,6 +15,7 @@ from hybrid_memory import HybridMemoryManager, Settings, Status, Verdict
 from hybrid_memory.changes import Operation
 from hybrid_memory.events import Buried, Persisted
 from hybrid_memory.messages import BatchApplied, Opening
+from hybrid_memory.relay import LEAST_SHARE
 from tests.plugins.postgres import Database, connected
 from tests.support.beneath import tiers
 from tests.support.managers import FACT, Ears, both_tiers_agree, drained, head_rev, opened
@@ -131,13 +132,92 @@ async def test_an_edge_to_a_buried_node_is_buried_with_it_and_both_can_be_retrie
     async with opened(postgres, tmp_path / "data") as manager:
         await drained(manager, seconds=5)
         letters = await manager.dead_letters.list()
-        assert [letter.sqlstate for letter in letters] == ["23514", "23503"]
+        assert [letter.sqlstate for letter in letters] == ["23514", "23514"]
+        assert nodes[0].op_id in letters[1].reason
         async with connected(postgres.admin_dsn) as connection:
             await connection.execute("alter table memory.nodes drop constraint nodes_importance_check")
         assert await manager.dead_letters.retry(None) == 2
         await drained(manager, seconds=5)
         assert await manager.dead_letters.list() == []
         assert await admin.fetchval("select count(*) from memory.relationships") == 1
+
+
+async def test_what_depends_on_a_buried_operation_is_buried_with_it_and_nothing_else(
+    postgres: Database, admin: asyncpg.Connection, tmp_path: Path
+) -> None:
+    ears = Ears()
+    async with in_an_outage(tmp_path) as manager:
+        memory = manager.user("ada")
+        bad, good, other = [await memory.store({"n": n}, context_type=FACT, key=f"k{n}", wait=0) for n in range(3)]
+        to_bad = await memory.relate(good.node_id, bad.node_id, "led_to", wait=0)
+        to_good = await memory.relate(good.node_id, other.node_id, "led_to", wait=0)
+        changed = await memory.store({"n": "changed"}, context_type=FACT, key="k0", wait=0)
+        from_bad = await memory.relate(bad.node_id, other.node_id, "led_to", wait=0)
+        last = await memory.store({"n": "last"}, context_type=FACT, key="k1", wait=0)
+        await poison(manager, bad.op_id, importance=7.0)
+    async with opened(postgres, tmp_path / "data", ears=ears) as manager:
+        await drained(manager, seconds=5)
+        letters = [letter.operation.op_id for letter in await manager.dead_letters.list()]
+        assert letters == [one.op_id for one in (bad, to_bad, changed, from_bad)]
+        assert [event.op_id for event in ears.all(Buried)] == letters
+        assert {event.op_id for event in ears.all(Persisted)} == {one.op_id for one in (good, other, to_good, last)}
+        assert manager.queue().dead_letters == 4
+        await admin.execute("alter table memory.nodes drop constraint nodes_importance_check")
+        await manager.dead_letters.retry(None)
+        await drained(manager, seconds=5)
+        assert (await manager.dead_letters.list(), manager.queue().dead_letters) == ([], 0)
+        assert await admin.fetchval("select content->>'n' from memory.nodes where key = 'k0'") == "changed"
+        assert await admin.fetchval("select count(*) from memory.relationships") == 3
+
+
+async def test_a_poisoned_change_of_a_node_that_stands_leaves_its_relationships_alone(
+    postgres: Database, admin: asyncpg.Connection, tmp_path: Path
+) -> None:
+    async with opened(postgres, tmp_path / "data") as manager:
+        memory = await manager.ensure_user_memories("ada")
+        nodes = [await memory.store({"n": n}, context_type=FACT, key=f"k{n}", wait=SECONDS) for n in range(2)]
+    async with in_an_outage(tmp_path) as manager:
+        memory = manager.user("ada")
+        bad = await memory.store({"n": "changed"}, context_type=FACT, key="k0", wait=0)
+        await memory.relate(nodes[0].node_id, nodes[1].node_id, "led_to", wait=0)
+        await poison(manager, bad.op_id, importance=7.0)
+    async with opened(postgres, tmp_path / "data") as manager:
+        await drained(manager, seconds=5)
+        assert [letter.operation.op_id for letter in await manager.dead_letters.list()] == [bad.op_id]
+        assert await admin.fetchval("select count(*) from memory.relationships") == 1
+
+
+async def test_what_depends_on_it_is_buried_from_beyond_the_batch_too(
+    postgres: Database, tmp_path: Path, admin: asyncpg.Connection
+) -> None:
+    ears = Ears()
+    async with opened(postgres, tmp_path, ears=ears) as manager:
+        memory = await manager.ensure_user_memories("ada")
+        await admin.execute("alter table memory.nodes add constraint picky check (text_content <> $$poison$$)")
+        # From the second time on it takes what was queued last from memory.
+        before = await memory.store({"n": 0}, context_type=FACT, wait=SECONDS)
+        stores = [memory.store({"n": n}, context_type=FACT, wait=SECONDS) for n in range(2 * LEAST_SHARE)]
+        stores.insert(0, memory.store({"text": "poison"}, context_type=FACT, key="k", wait=SECONDS))
+        stores.append(memory.store({"text": "fine"}, context_type=FACT, key="k", wait=SECONDS))
+        receipts = await asyncio.gather(*stores)
+        assert [n for n, receipt in enumerate(receipts) if receipt.verdict is Verdict.DEAD] == [0, len(receipts) - 1]
+        await drained(manager, seconds=5)
+        assert {event.op_id for event in ears.all(Persisted)} == {one.op_id for one in [before, *receipts[1:-1]]}
+        assert await admin.fetchval("select count(*) from memory.nodes") == 1 + 2 * LEAST_SHARE
+
+
+async def test_whoever_waits_for_what_is_buried_with_another_is_told(
+    postgres: Database, tmp_path: Path, admin: asyncpg.Connection
+) -> None:
+    async with opened(postgres, tmp_path) as manager:
+        memory = await manager.ensure_user_memories("ada")
+        await admin.execute("alter table memory.nodes add constraint picky check (context_type <> $$poison$$)")
+        stores = [memory.store({"n": n}, context_type="poison", key="k", wait=SECONDS) for n in range(6)]
+        receipts = await asyncio.gather(*stores)
+        assert {receipt.verdict for receipt in receipts} == {Verdict.DEAD}
+        assert manager.queue().dead_letters == len(receipts)
+        fine = await memory.store({"n": 1}, context_type=FACT, wait=SECONDS)
+        assert fine.status is Status.DURABLE
 
 
 async def test_the_receipt_of_a_buried_operation_says_so_and_a_retried_one_flows_at_once(

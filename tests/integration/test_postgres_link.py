@@ -24,6 +24,7 @@ from hybrid_memory.errors import (
     PoisonOperation,
     ReadOnly,
     RoleRefused,
+    Unforeseen,
     Unreachable,
 )
 from hybrid_memory.postgres.database import Connection, Link, PostgresSettings, Purpose, transaction
@@ -232,7 +233,7 @@ STATES: dict[type[DurableTierError], str] = {
     Overloaded: "53100 53200 53400 58030 57014",
     Misconfigured: "28000 28P01 3D000 3F000 42P01 42703 42883 42704 57P04 XX001 XX002 26000",
     RoleRefused: "42501",
-    DurableTierError: "XX000 0A000 P0001",
+    Unforeseen: "XX000 0A000 P0001",
 }
 POISON = "22000 22001 22003 22007 22008 22021 22023 22025 22P02 22P03 22P05 23502 23503 23505 21000 54000 54001 54023"
 CASES = [

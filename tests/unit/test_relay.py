@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from hybrid_memory.absent import AbsentPostgres
+from hybrid_memory.carrying import Carrier
+from hybrid_memory.caution import Caution
 from hybrid_memory.clock import IdSource
 from hybrid_memory.deliveries import Deliveries
 from hybrid_memory.errors import Fenced, HybridMemoryError, Misconfigured, RoleRefused, SchemaMismatch, Unreachable
@@ -50,18 +52,31 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     file = await HotFile.open(take_slot(tmp_path), clock=clock, ids=IdSource(clock), bounds=bounds, index_bytes=10**6)
     heard: list[Event] = []
     durable = Postgres()
+    caution, deliveries, events = Caution(5, lambda: 1.0), Deliveries(), EventLog(heard.append)
+    carrier = Carrier(
+        outbox=file.outbox,
+        durable=durable,
+        opening=file.opening,
+        deliveries=deliveries,
+        caution=caution,
+        events=events,
+        erased_rev=file.hot.erased_rev,
+        on_decided=lambda _: None,
+        monotonic=clock.monotonic,
+        uniform=lambda: 0.0,
+    )
     relay = Relay(
         outbox=file.outbox,
         durable=durable,
-        erased_rev=file.hot.erased_rev,
         opening=file.opening,
-        deliveries=Deliveries(),
+        carrier=carrier,
+        caution=caution,
+        deliveries=deliveries,
         breaker=Breaker(Backoff(), lambda: 1.0),
-        events=EventLog(heard.append),
+        events=events,
         is_persistent=lambda _: True,
-        on_decided=lambda _: None,
         on_rest=lambda: None,
-        batch_size=5,
+        monotonic=clock.monotonic,
     )
     yield Bench(relay, durable, heard)
     await file.close()

@@ -18,6 +18,7 @@ from hybrid_memory.errors import (
     PoisonOperation,
     ReadOnly,
     RoleRefused,
+    Unforeseen,
     Unreachable,
 )
 
@@ -56,7 +57,7 @@ def explain(failure: DriverFailure, *, after_sending: bool = False) -> DurableTi
     error = _explained(failure)
     _scrub(failure)
     if after_sending and isinstance(error, Unreachable):
-        return OutcomeUnknown(f"{error.message}, after the change was sent", fix=error.fix)
+        return OutcomeUnknown(f"{error.message}, after the change was sent", fix=error.fix, sqlstate=error.sqlstate)
     return error
 
 
@@ -83,27 +84,29 @@ def _explained(failure: DriverFailure) -> DurableTierError:
 def _by_state(failure: asyncpg.PostgresError, state: str, name: str) -> DurableTierError:
     said = f"{name} {state}"
     if state in _CONTENDED:
-        return Contended(said)
+        return Contended(said, sqlstate=state)
     if state.startswith("08") or state in _LOST or state == "40003":
-        return Unreachable(said, fix="see to the server and the way to it")
+        return Unreachable(said, fix="see to the server and the way to it", sqlstate=state)
     if state in _READ_ONLY:
-        return ReadOnly(said, fix="wait for the failover to end, or name the primary")
+        return ReadOnly(said, fix="wait for the failover to end, or name the primary", sqlstate=state)
     if state in _OVERLOADED or state[:2] in _OVERLOADED_CLASSES:
-        return Overloaded(said, fix="see to the server's disk, memory and load")
+        return Overloaded(said, fix="see to the server's disk, memory and load", sqlstate=state)
     if state == "42501":
         return _right_refused(failure, said)
     if state[:2] in _POISON_CLASSES:
         return PoisonOperation(said, sqlstate=state)
     if state in _MISCONFIGURED or state[:2] in _MISCONFIGURED_CLASSES:
-        return Misconfigured(said, fix=_fix(state))
-    return DurableTierError(said, fix="see the server's log")
+        return Misconfigured(said, fix=_fix(state), sqlstate=state)
+    return Unforeseen(said, fix="see the server's log", sqlstate=state)
 
 
 def _right_refused(failure: asyncpg.PostgresError, said: str) -> DurableTierError:
     # One code for two things: a row for another tenant, and a right the role was not given.
     if failure.server_source_function == "ExecWithCheckOptions":
         return PoisonOperation(f"{said}: row-level security refused the row", sqlstate="42501")
-    return RoleRefused(f"{said}: the role lacks a right", fix="hybrid-memory migrate, then grant the role again")
+    return RoleRefused(
+        f"{said}: the role lacks a right", fix="hybrid-memory migrate, then grant the role again", sqlstate="42501"
+    )
 
 
 def _fix(state: str) -> str:

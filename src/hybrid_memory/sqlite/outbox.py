@@ -219,24 +219,32 @@ class SqliteOutbox:
                 (applied.rev, user_no, row.source_id, row.relationship_type, row.target_id),
             )
 
-    async def bury(self, operation: Operation, *, sqlstate: str, reason: str) -> None:
-        """Move an operation to the dead letters."""
-        await self._database.write(partial(self._bury, operation, sqlstate, reason))
+    async def bury(self, operation: Operation, *, sqlstate: str, reason: str) -> list[Operation]:
+        """Move an operation to the dead letters, and with it what is queued behind it and depends on it.
 
-    def _bury(self, dead: Operation, sqlstate: str, reason: str, connection: sqlite3.Connection) -> None:
-        now_us = self._ledger.now_us()
-        connection.execute(
-            "insert or replace into dead_letters (op_id, seq, user_id, kind, entity_id, base, delta, stamp, payload,"
-            " accepted_at, died_at, sqlstate, reason) select op_id, seq, user_id, kind, entity_id, base, delta, stamp,"
-            " payload, accepted_at, ?, ?, ? from outbox where seq = ?",
-            (now_us, sqlstate, reason, dead.seq),
+        Returns what was moved, the operation itself first.
+        """
+        return await self._database.write(
+            partial(self._bury, operation, sqlstate, reason), after=lambda _: self.forget_newest()
         )
-        keep_verdicts(connection, [dead.seq], [(dead.seq, None, Verdict.DEAD)], now_us)
-        if connection.execute("delete from outbox where seq = ?", (dead.seq,)).rowcount == 0:
-            return  # its user was erased meanwhile
-        self._ledger.queue.entries -= 1
-        self._ledger.queue.payload_bytes -= len(dead.payload)
-        self._ledger.queue.dead_letters += 1
+
+    def _bury(self, dead: Operation, sqlstate: str, reason: str, connection: sqlite3.Connection) -> list[Operation]:
+        now_us = self._ledger.now_us()
+        buried = [dead, *_dependents(connection, dead)]
+        for one in buried:
+            why = reason if one is dead else f"it depends on {dead.op_id}: {reason}"
+            connection.execute(
+                "insert or replace into dead_letters (op_id, seq, user_id, kind, entity_id, base, delta, stamp,"
+                " payload, accepted_at, died_at, sqlstate, reason) select op_id, seq, user_id, kind, entity_id, base,"
+                " delta, stamp, payload, accepted_at, ?, ?, ? from outbox where seq = ?",
+                (now_us, sqlstate, why, one.seq),
+            )
+            keep_verdicts(connection, [one.seq], [(one.seq, None, Verdict.DEAD)], now_us)
+            if connection.execute("delete from outbox where seq = ?", (one.seq,)).rowcount > 0:  # 0: erased meanwhile
+                self._ledger.queue.entries -= 1
+                self._ledger.queue.payload_bytes -= len(one.payload)
+                self._ledger.queue.dead_letters += 1
+        return buried
 
     def verdict(self, accepted: Accepted) -> tuple[Verdict, int | None] | None:
         """What became of an operation, or None while it is queued.
@@ -294,6 +302,27 @@ def _move_cursors(connection: sqlite3.Connection, users: list[AppliedUser], now_
             last[user_id] = len(moves)
             moves.append((user_id, head_rev, before_rev, epoch))
     move_cursors(connection, [(*move, now_us) for move in moves])
+
+
+def _dependents(connection: sqlite3.Connection, dead: Operation) -> list[Operation]:
+    """What is queued behind an operation and makes no sense without it: on the same entity, edges of a new node."""
+    makes_node = dead.kind is Kind.NODE and dead.base == 0
+    rows = connection.execute(
+        "select seq, op_id, user_id, kind, entity_id, base, delta, stamp, payload, accepted_at from outbox"
+        " where user_id = ?1 and seq > ?2 and (entity_id = ?3 or (?4 and kind = ?5 and instr(payload, ?3)))"
+        " order by seq",
+        (dead.user_id, dead.seq, dead.entity_id, makes_node, Kind.RELATIONSHIP),
+    ).fetchall()
+    return [
+        one
+        for one in map(operation, cast("list[SqlRow]", rows))
+        if one.entity_id == dead.entity_id or _relates(one, dead.entity_id)
+    ]
+
+
+def _relates(relationship: Operation, node_id: str) -> bool:
+    row, _ = carried_relationship(relationship.payload)
+    return node_id in (row.source_id, row.target_id)
 
 
 def _runs(seqs: list[int]) -> list[tuple[int, int]]:
