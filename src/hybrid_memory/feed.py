@@ -30,6 +30,7 @@ class Feed:
         confirm: Callable[[str], None],
         continues: Callable[[Cursor, Head], bool],
         poll_seconds: float,
+        monotonic: Callable[[], float],
         uniform: Callable[[], float],
     ) -> None:
         self._hot = hot
@@ -40,19 +41,33 @@ class Feed:
         self._confirm = confirm
         self._continues = continues
         self._poll_seconds = poll_seconds
+        self._monotonic = monotonic
         self._uniform = uniform
         self._backoff = Backoff(first_seconds=0.1, cap_seconds=5.0)
         self._failures = 0
+        self._asked_at: float | None = None
+
+    @property
+    def silent_seconds(self) -> float:
+        """For how long Postgres has owed an answer, 0 when it owes none."""
+        return 0.0 if self._asked_at is None else self._monotonic() - self._asked_at
 
     async def run_once(self) -> float | None:
         """Poll once. Returns the pause to the next poll, with jitter so that processes do not poll in step."""
         users = self._open_users()
-        if users:
-            heads = {head.user_id: head for head in await self._feed.heads(users)}
-            for user_id in users:
-                await self._compare(user_id, heads.get(user_id))
+        heads = {head.user_id: head for head in await self._ask(users)}
+        for user_id in users:
+            await self._compare(user_id, heads.get(user_id))
         self._failures = 0
-        return self._poll_seconds * (0.75 + self._uniform() / 2)
+        return self._poll_seconds * (0.8 + self._uniform() * 0.3)
+
+    async def _ask(self, users: Sequence[str]) -> Sequence[Head]:
+        # Also when nobody's head is wanted: so an outage is known of before somebody needs Postgres.
+        self._asked_at = self._monotonic()
+        try:
+            return await self._feed.heads(users)
+        finally:
+            self._asked_at = None
 
     def failed(self, error: HybridMemoryError) -> float:  # noqa: ARG002 - every error means: not now
         """Seconds to leave Postgres alone."""

@@ -71,6 +71,8 @@ def assess(tiers: Tiers, staff: Staff, *, control: str, users_open: int, now_us:
     )
 
 
+# With a poll at least every 1.1 s, an outage is told of within two seconds.
+LONGEST_SILENCE_SECONDS = 0.7
 # What does not heal by itself.
 _FOR_A_PERSON = frozenset({Misconfigured.code, RoleRefused.code, SchemaMismatch.code})
 
@@ -87,12 +89,16 @@ def _diagnose(
         )
     elif staff.relay.breaker_state is not BreakerState.CLOSED:
         causes.append(f"Postgres does not take writes: {staff.relay_service.last_error}")
+    elif staff.feed_service.last_error is not None:
+        causes.append(f"Postgres does not answer: {staff.feed_service.last_error}")
+    elif staff.feed.silent_seconds > LONGEST_SILENCE_SECONDS:
+        causes.append(f"Postgres has not answered for {staff.feed.silent_seconds:.1f} s")
     causes += [f"{count} users' writes wait: {code}" for code, count in Counter(staff.relay.set_aside.values()).items()]
     causes += [f"the service {name} is dead" for name, state in services.items() if state == "dead"]
     if queue.dead_letters:
         causes.append(f"{queue.dead_letters} dead letters wait for a person")
     if tiers.file.database.failure is not None:
         return Condition.FAILED, (*causes, "the local file's writer has stopped")
-    if staff.relay.fenced or staff.relay_service.last_error in _FOR_A_PERSON:
+    if staff.relay.fenced or {staff.relay_service.last_error, staff.feed_service.last_error} & _FOR_A_PERSON:
         return Condition.FAILED, tuple(causes)
     return (Condition.DEGRADED if causes else Condition.OK), tuple(causes)

@@ -278,7 +278,7 @@ class ChangeFeed(Protocol):
     """What others wrote."""
 
     async def heads(self, user_ids: Sequence[str]) -> list[Head]:
-        """The heads of those users that have one."""
+        """The heads of those users that have one. It asks the server also for nobody's, to see whether it answers."""
         ...
 
     def snapshot(self, user_id: str, *, after_rev: int | None) -> AbstractAsyncContextManager[Snapshot]:

@@ -42,7 +42,7 @@ class Settings(BaseModel):
     queue_bytes: Positive = 2**30
     batch_size: Annotated[int, Field(ge=1, le=1_000)] = 256
     """Operations carried to Postgres in one transaction at most."""
-    poll_interval: Span = timedelta(seconds=1.5)
+    poll_interval: Span = timedelta(seconds=1)
     """How often the feed asks for changes when no hint comes."""
     refresh_limit: Span = timedelta(seconds=60)
     """A copy not confirmed for longer is confirmed before a session starts."""

@@ -55,7 +55,7 @@ class Staff:
             on_decided=self._decided,
             on_rest=on_rest,
         )
-        feed = Feed(
+        self.feed = Feed(
             hot=file.hot,
             feed=durable.feed,
             open_users=open_users,
@@ -64,11 +64,12 @@ class Staff:
             confirm=self.preload.confirm,
             continues=continues,
             poll_seconds=settings.poll_interval.total_seconds(),
+            monotonic=clock.monotonic,
             uniform=uniform,
         )
         self._hinter = Hinter(durable.feed, uniform)
         self.relay_service = Service(self.relay, events)
-        self.feed_service = Service(feed, events)
+        self.feed_service = Service(self.feed, events)
         self._hinter_service = Service(self._hinter, events)
         self.services = self._hire(tiers, settings, clock, events, uniform)
         file.on_accepted = self.carry

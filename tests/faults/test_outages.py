@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hybrid_memory import Closed, Condition, HybridMemoryManager, Receipt, Status, UserMemory, Verdict
+from hybrid_memory import Closed, Condition, HybridMemoryManager, Receipt, Settings, Status, UserMemory, Verdict
 from hybrid_memory.embedded import EmbeddedPostgres
 from hybrid_memory.embedded.place import read_place
 from hybrid_memory.embedded.postmaster import read_postmaster
@@ -45,6 +45,22 @@ async def read_all(memory: UserMemory, receipts: list[Receipt]) -> float:
     return longest
 
 
+async def is_well(manager: HybridMemoryManager) -> bool:
+    return (await manager.health()).condition is Condition.OK
+
+
+async def shown(manager: HybridMemoryManager) -> float:
+    """Seconds until health says that Postgres is away."""
+    began = time.monotonic()
+
+    async def names_it() -> bool:
+        health = await manager.health()
+        return health.condition is Condition.DEGRADED and any("Postgres" in cause for cause in health.causes)
+
+    await eventually(names_it, seconds=SECONDS)
+    return time.monotonic() - began
+
+
 async def test_killed_in_the_middle_of_writes_postgres_has_all_of_them_in_order_once_it_is_back(
     sick: Sick, tmp_path: Path
 ) -> None:
@@ -64,12 +80,33 @@ async def test_killed_in_the_middle_of_writes_postgres_has_all_of_them_in_order_
         assert [receipt.verdict for receipt in final] == [Verdict.APPLIED] * 30
         await ears.hear(Recovered)
         await drained(manager)
-        assert (await manager.health()).condition is Condition.OK
+        await eventually(lambda: is_well(manager), seconds=6)
         await both_tiers_agree(manager, memory)
     async with connected(sick.database.admin_dsn) as admin:
         rows = await admin.fetch("select content->>'n' as n from memory.nodes order by rev")
         assert [int(row["n"]) for row in rows] == list(range(40))
         assert await head_rev(admin, "ada") == 40
+
+
+@pytest.mark.parametrize("users", [(), ("ada",)])
+async def test_an_outage_is_shown_within_two_seconds_though_nothing_is_to_be_written(
+    sick: Sick, tmp_path: Path, users: tuple[str, ...]
+) -> None:
+    async with opened(sick.database, tmp_path, settings=Settings()) as manager:
+        for user in users:
+            await manager.ensure_user_memories(user)
+        await eventually(lambda: is_well(manager))
+        sick.server.freeze()
+        try:
+            frozen = await shown(manager)
+        finally:
+            sick.server.thaw()
+        await eventually(lambda: is_well(manager))
+        await sick.server.kill()
+        killed = await shown(manager)
+        await sick.server.heal()
+        await eventually(lambda: is_well(manager))
+        assert max(frozen, killed) < 2 + SLACK_SECONDS
 
 
 async def test_frozen_postgres_costs_a_store_its_wait_and_a_read_nothing(sick: Sick, tmp_path: Path) -> None:

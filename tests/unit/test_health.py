@@ -59,10 +59,11 @@ async def test_a_postgres_that_is_away_is_a_cause_and_its_password_is_not_told(t
     async with HybridMemoryManager.open(dsn=NOBODY, data_dir=tmp_path) as manager:
 
         async def seen() -> bool:
-            return (await manager.health()).condition is Condition.DEGRADED
+            return (await manager.health()).services["relay"] == "unreachable"
 
         await eventually(seen)
         health = await manager.health()
+        assert health.condition is Condition.DEGRADED
         assert manager.user("ann").freshness().degraded
     assert health.postgres == "external"
     assert health.causes == ("Postgres does not take writes: unreachable",)

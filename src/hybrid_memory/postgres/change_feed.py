@@ -55,9 +55,7 @@ class PostgresChangeFeed:
     """
 
     async def heads(self, user_ids: Sequence[str]) -> list[Head]:
-        """The heads of those users that have one; one round trip."""
-        if not user_ids:
-            return []
+        """The heads of those users that have one; one round trip, also for nobody."""
         if len(user_ids) == 1:
             return await self._head_of(user_ids[0])
 
