@@ -63,6 +63,11 @@ class Caution:
         self._others_got_through = False
 
     @property
+    def most(self) -> int:
+        """How many operations may go at once when all is well."""
+        return self._batch_size
+
+    @property
     def limit(self) -> int:
         """How many operations may go at once."""
         return self._limit

@@ -175,7 +175,7 @@ class Relay:
 
     def _next_batch(self) -> tuple[list[Operation], bool]:
         """What to carry next, and whether there may be more behind it."""
-        limit = self._caution.limit
+        limit, page = self._caution.limit, self._caution.most
         found: list[Operation] = []
         full: set[str] = set()
         for user_id in sorted(self._left_behind):
@@ -189,11 +189,15 @@ class Relay:
         tail: list[Operation] = []
         exhausted = False
         if len(found) < limit:
-            waiting_behind = self._outbox.claim(after_seq=self._after_seq, limit=limit)
-            tail = self._share(waiting_behind, limit)
-            exhausted = len(tail) == len(waiting_behind) < limit
+            # A page, however little may go at once: of a user set aside there may be a lot to pass over.
+            waiting_behind = self._outbox.claim(after_seq=self._after_seq, limit=page)
+            tail = self._share(waiting_behind, page)
+            exhausted = len(tail) == len(waiting_behind) < page
         passed_over: set[str] = set()
         for operation in tail:
+            if len(found) >= limit:
+                exhausted = False
+                break
             self._after_seq = operation.seq
             if operation.seq in self._ahead or not self._may_go(operation.user_id):
                 self._ahead.discard(operation.seq)
@@ -213,12 +217,12 @@ class Relay:
         return self._is_persistent(user_id) and not self._caution.is_aside(user_id)
 
     @staticmethod
-    def _share(waiting: list[Operation], limit: int) -> list[Operation]:
+    def _share(waiting: list[Operation], page: int) -> list[Operation]:
         """What to carry of what waits: all of a backlog, half of little.
 
         Callers who wait for their receipts store again when they have them. Carrying all of them at once would have the
         two tiers take turns; in two parts, one is stored here while the other is applied there.
         """
-        if len(waiting) >= limit:
+        if len(waiting) >= page:
             return waiting
         return waiting[: max(LEAST_SHARE, (len(waiting) + 1) // 2)]
