@@ -115,14 +115,18 @@ class Carrier:
     async def _bisect(
         self, operations: list[Operation], poison: PoisonOperation, send: Callable[[list[Operation]], Awaitable[None]]
     ) -> None:
-        """Find the operation that Postgres will never take, and bury it; the others are sent."""
+        """Find the operation that Postgres will never take, and bury it; the others are sent, none past one left."""
         if len(operations) == 1:
             await self._bury(operations[0], poison)
             return
         for part in halves(operations):
-            left = [operation for operation in part if operation.seq not in self._buried]
-            if left:
-                await send(left)
+            free = [operation for operation in part if self._may_follow(operation)]
+            if free:
+                await send(free)
+
+    def _may_follow(self, operation: Operation) -> bool:
+        # What follows one that stays queued must stay behind it: the user's mark would pass over it.
+        return operation.seq not in self._buried and not self._caution.is_aside(operation.user_id)
 
     async def _doubt(self, operations: list[Operation], refusal: DurableTierError) -> None:
         """Leave a user alone whose trouble is its own. Raises what may be everybody's."""

@@ -178,14 +178,15 @@ class Relay:
         limit, page = self._caution.limit, self._caution.most
         found: list[Operation] = []
         full: set[str] = set()
-        for user_id in sorted(self._left_behind):
+        # One who was set aside since is looked for from the start when that is over.
+        revisited = {user_id for user_id in self._left_behind if not self._caution.is_aside(user_id)}
+        for user_id in sorted(revisited):
             theirs = self._outbox.claim(after_seq=0, limit=limit, user_id=user_id)
             found += theirs
             if len(theirs) >= limit:
                 full.add(user_id)
             if len(found) >= limit:
                 break
-        revisited, self._left_behind = self._left_behind, set()
         tail: list[Operation] = []
         exhausted = False
         if len(found) < limit:
