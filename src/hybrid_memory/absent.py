@@ -53,6 +53,10 @@ class AbsentPostgres:
         """Raises `Unreachable`."""
         self._refuse()
 
+    async def head_for(self, user_id: str, client_id: str) -> Head:
+        """Raises `Unreachable`."""
+        self._refuse()
+
     async def digest(self, user_id: str) -> Digest:
         """Raises `Unreachable`."""
         self._refuse()

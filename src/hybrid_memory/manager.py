@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Self, get_args
 
 from hybrid_memory import filters, validation
+from hybrid_memory.access import Access, Liveness
 from hybrid_memory.changes import NodeChange, Rule, searchable_text
 from hybrid_memory.checkpoints import Checkpoints
 from hybrid_memory.clock import Clock, IdSource, SystemClock
@@ -25,7 +26,7 @@ from hybrid_memory.ports import DeadLetters
 from hybrid_memory.receipts import ReceiptDesk
 from hybrid_memory.settings import Settings, check_opening, read_environment, settings_of
 from hybrid_memory.staff import Staff
-from hybrid_memory.user_memory import DEFAULT_WAIT_SECONDS, Access, Liveness, UserMemory, names
+from hybrid_memory.user_memory import DEFAULT_WAIT_SECONDS, UserMemory, names
 
 PersistentUsers = Callable[[str], bool]
 
@@ -66,7 +67,7 @@ class HybridMemoryManager:
             on_decided=self._decided,
             on_rest=self._progressed.set,
         )
-        file = tiers.file
+        file, deliveries = tiers.file, self._staff.deliveries
         self.checkpoints = Checkpoints(
             file.scratch, clock, max_bytes=settings.content_bytes, check_open=self._check_open
         )
@@ -77,10 +78,9 @@ class HybridMemoryManager:
         self._access = Access(
             hot=file.hot,
             outbox=file.outbox,
-            receipts=ReceiptDesk(
-                outbox=file.outbox, deliveries=self._staff.deliveries, is_away=self._is_away, clock=clock
-            ),
+            receipts=ReceiptDesk(outbox=file.outbox, deliveries=deliveries, is_away=self._is_away, clock=clock),
             preload=self._staff.preload,
+            barrier=self._staff.barrier,
             clock=clock,
             ids=ids,
             settings=settings,

@@ -285,6 +285,10 @@ class ChangeFeed(Protocol):
         """The live graph (`after_rev` None) or all rows newer than a revision, tombstones included, in one snapshot."""
         ...
 
+    async def head_for(self, user_id: str, client_id: str) -> Head:
+        """The user's head, `done_seq` being the last number of that client's queue that it contains."""
+        ...
+
     async def digest(self, user_id: str) -> Digest:
         """The user's fingerprint in the durable tier."""
         ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
+from hybrid_memory.barrier import Barrier
 from hybrid_memory.carrying import Carrier
 from hybrid_memory.caution import Caution
 from hybrid_memory.changes import Operation
@@ -44,6 +45,7 @@ class Staff:
         self._on_decided = on_decided
         self.deliveries = Deliveries()
         self.preload = Preload(hot=file.hot, replica=file.replica, feed=durable.feed, clock=clock, events=events)
+        self.barrier = self._make_barrier(tiers)
         self.relay = make_relay(
             tiers=tiers,
             deliveries=self.deliveries,
@@ -74,6 +76,16 @@ class Staff:
         self.services = self._hire(tiers, settings, clock, events, uniform)
         file.on_accepted = self.carry
         file.on_rejected = self._rejected
+
+    def _make_barrier(self, tiers: Tiers) -> Barrier:
+        file = tiers.file
+        return Barrier(
+            hot=file.hot,
+            feed=tiers.durable.feed,
+            client_id=file.opening.client_id,
+            last_accepted_of=file.outbox.last_accepted_of,
+            bring_up_to_date=self.preload.bring_up_to_date,
+        )
 
     def _hire(
         self, tiers: Tiers, settings: Settings, clock: Clock, events: Sink, uniform: Callable[[], float]

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
-from functools import lru_cache
 from itertools import islice
 from typing import cast
 
 from hybrid_memory import filters, validation
+from hybrid_memory.access import Access
 from hybrid_memory.changes import NodeChange, RelationshipChange, Rule, searchable_text
-from hybrid_memory.clock import Clock, IdSource, entity_node_id, keyed_node_id, relationship_id
-from hybrid_memory.errors import Closed, InvalidInput
+from hybrid_memory.clock import entity_node_id, keyed_node_id, relationship_id
+from hybrid_memory.errors import InvalidInput
 from hybrid_memory.graph import (
     Digest,
     Direction,
@@ -26,14 +24,11 @@ from hybrid_memory.graph import (
     Page,
     Receipt,
 )
-from hybrid_memory.jsontext import decode, encode
+from hybrid_memory.jsontext import decode
 from hybrid_memory.messages import Listing
-from hybrid_memory.ports import HotTier, Outbox
-from hybrid_memory.preload import Preload
-from hybrid_memory.receipts import ReceiptDesk
-from hybrid_memory.settings import Settings
 
 DEFAULT_WAIT_SECONDS = 0.25
+DEFAULT_BARRIER_SECONDS = 5.0
 ENTITY_CONTEXT = "domain_entity"
 MAX_DEPTH = 8
 # A query this long is a pasted document; only its first words count anyway.
@@ -42,64 +37,6 @@ MAX_QUERY_BYTES = 2**20
 MAX_NAMES = 1000
 DIRECTIONS = ("out", "in", "both")
 ORDERS = ("created_at", "-created_at", "updated_at", "-updated_at", "importance", "-importance")
-
-
-@dataclass(slots=True)
-class Liveness:
-    """Whether the manager behind handles is open, and for whom: the event loop that opened it."""
-
-    loop: asyncio.AbstractEventLoop
-    open: bool = True
-
-    def check(self) -> None:
-        """Raises `Closed` when it is not open, or the caller is in another event loop, thread or process."""
-        try:
-            here = asyncio.get_running_loop()
-        except RuntimeError:
-            # No loop runs here, or this is a child that was forked from inside the loop.
-            here = None
-        if not self.open or here is not self.loop:
-            raise Closed(
-                "the manager is closed, or belongs to another event loop or process",
-                fix="open a HybridMemoryManager here and use it inside its block",
-            )
-
-
-def _tags_text(tags: Iterable[str]) -> str | None:
-    checked = validation.tags(tags)
-    return encode(checked) if checked else None
-
-
-class TagTexts:
-    """Memories are tagged with the same few words again and again: the texts made last are kept."""
-
-    def __init__(self) -> None:
-        self._known = lru_cache(maxsize=1024)(_tags_text)
-
-    def text(self, tags: Iterable[str]) -> str | None:
-        """The JSON text of the tags, checked; None for none."""
-        # What is not plain is never looked up: it may claim to equal what is.
-        return self._known(cast("tuple[str, ...]", tags)) if _is_plain(tags) else _tags_text(tags)
-
-
-def _is_plain(tags: object) -> bool:
-    return type(tags) is tuple and all(type(tag) is str for tag in cast("tuple[object, ...]", tags))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Access:
-    """What handles work with; one for all handles of a manager."""
-
-    hot: HotTier
-    outbox: Outbox
-    receipts: ReceiptDesk
-    preload: Preload
-    clock: Clock
-    ids: IdSource
-    settings: Settings
-    liveness: Liveness
-    is_away: Callable[[], bool]
-    tags: TagTexts = field(default_factory=TagTexts)
 
 
 class UserMemory:
@@ -351,6 +288,25 @@ class UserMemory:
             queued=self._hot.queued_of(self.user_id),
             degraded=self._access.is_away(),
         )
+
+    def token(self) -> str:
+        """What this process has seen and stored of the user by now, for another process's `barrier`.
+
+        At most 120 characters, safe in a URL. It names no user and holds nothing that was stored.
+        """
+        self._check_open()
+        return self._access.barrier.token(self.user_id)
+
+    async def barrier(self, token: str, *, wait: float = DEFAULT_BARRIER_SECONDS) -> bool:
+        """Wait until all that another process's `token` speaks of is in this copy; True when it is.
+
+        False when `wait` seconds were over first: the other process has not carried its writes to Postgres yet (or
+        they are in its dead letters), or Postgres cannot be reached. Afterwards reads here see what was seen and
+        stored there. Raises `InvalidInput` for another user's token, and for one from before the history was rewritten.
+        """
+        seconds = validation.wait(wait)
+        self._check_open()
+        return await self._access.barrier.wait(self.user_id, token, seconds)
 
     async def digest(self) -> Digest:
         """The fingerprint of the user on this tier, to compare with the durable tier's."""

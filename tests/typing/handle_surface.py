@@ -43,6 +43,7 @@ async def writes(memory: UserMemory, node: MemoryNode) -> None:
     assert_type(await memory.store_entity("crm", "7", "customer", node.content, name="N"), Receipt)
     assert_type(await memory.relate(node.node_id, stored.node_id, "led_to", properties=node.content), Receipt)
     assert_type(await memory.delete(node.node_id), Receipt)
+    assert_type(await memory.barrier(memory.token(), wait=1.0), bool)
 
 
 async def reads(memory: UserMemory, node_id: NodeId, direction: Direction) -> None:

@@ -89,7 +89,7 @@ class PostgresChangeFeed:
     async def _snapshot(self, user_id: str, after_rev: int | None) -> AsyncGenerator[Snapshot, None]:
         async with self._loader() as link, link.held() as connection:
             record = await link.step(self._begin(connection, user_id))
-            done_seq = await link.step(self._done_seq(connection, user_id))
+            done_seq = await link.step(self._done_seq(connection, user_id, self._client_id))
             snapshot = PostgresSnapshot(
                 connection,
                 self._settings,
@@ -128,10 +128,18 @@ class PostgresChangeFeed:
 
     _MARK: Final[LiteralString] = "select last_seq from memory.applied where user_id = $1 and client_id = $2"
 
-    async def _done_seq(self, connection: Connection, user_id: str) -> int:
-        """Our own mark on the user as of the snapshot: what is at or below it is in the rows already."""
-        records = await connection.fetch(self._MARK, user_id, self._client_id)
+    async def _done_seq(self, connection: Connection, user_id: str, client_id: str) -> int:
+        """A client's mark on the user as of the snapshot: what is at or below it is in the rows already."""
+        records = await connection.fetch(self._MARK, user_id, client_id)
         return records[0]["last_seq"] if records else 0
+
+    async def head_for(self, user_id: str, client_id: str) -> Head:
+        """The user's head, `done_seq` being the last number of that client's queue that it contains."""
+        async with self._loader() as link, link.held() as connection:
+            record = await link.step(self._begin(connection, user_id))
+            done_seq = await link.step(self._done_seq(connection, user_id, client_id))
+            await link.step(connection.execute("commit"))
+        return replace(_head(record), done_seq=done_seq)
 
     _DIGEST: Final[LiteralString] = """
         select value, nodes, relationships from memory.digest($1, memory.moment($2))

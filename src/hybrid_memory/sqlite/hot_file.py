@@ -119,6 +119,8 @@ class HotFile:
     def _shown(self, shown: Shown) -> None:
         if shown.user_no is None:
             self.outbox.forget_newest()
+        if shown.erasure_seq or shown.rejected:
+            self.outbox.erased(shown.user_id, shown.erasure_seq)
         if shown.rejected:
             self.on_rejected(shown.rejected)
         self.hot.moved(shown.user_id, shown.user_no)

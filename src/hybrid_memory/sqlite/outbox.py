@@ -58,6 +58,7 @@ class SqliteOutbox:
         self._settlement: asyncio.Future[None] | None = None
         # The newest queue entries without a gap, so that the relay need not read back what was just written.
         self._newest: deque[Operation] = deque(maxlen=NEWEST_KEPT)
+        self._last_accepted: dict[str, int] = {}
 
     def accept_node(self, user_id: str, change: NodeChange, hold: Hold | None = None) -> asyncio.Future[Accepted]:
         """Store a node locally and queue it, in one transaction."""
@@ -86,6 +87,8 @@ class SqliteOutbox:
             if self._newest and self._newest[-1].seq != queued.seq - 1:
                 self._newest.clear()
             self._newest.append(queued)
+        last = stored.operations[-1]
+        self._last_accepted[last.user_id] = last.seq
         self._on_stored(stored)
         if future.done():
             return  # whoever asked has gone
@@ -93,6 +96,10 @@ class SqliteOutbox:
             future.set_result(Accepted.of(stored.told))
         else:
             hold(stored.told, future)
+
+    def erased(self, user_id: str, seq: int) -> None:
+        """The user's operations were removed unsent by an erasure, queued under `seq` if it is ours, else 0."""
+        self._last_accepted[user_id] = seq
 
     def forget_newest(self) -> None:
         """Queue entries were removed unsent, or added by others."""
@@ -276,6 +283,14 @@ class SqliteOutbox:
             oldest_at=None if row is None or queue.entries == len(self.settling) else row[0],
             dead_letters=queue.dead_letters,
         )
+
+    def last_accepted_of(self, user_id: str) -> int:
+        """The number of the user's last operation in this opening, else of the last that is queued; 0 for none."""
+        last = self._last_accepted.get(user_id)
+        if last is not None:
+            return last
+        row = self._database.point.execute("select max(seq) from outbox where user_id = ?", (user_id,)).fetchone()
+        return cast("int", row[0] or 0)
 
     def queued_of(self, user_id: str) -> int:
         """How many of a user's operations are queued."""

@@ -38,7 +38,8 @@ SWEEP_STEP = 2_000
 class Shown:
     """What became visible: the user's generation (None: gone) and the node rows that changed in it.
 
-    `loaded` says that all of it is new; `rejected` are operations that an erasure took out of the queue.
+    `loaded` says that all of it is new; `rejected` are operations that an erasure took out of the queue, and
+    `erasure_seq` is its own number where it was queued itself, else 0.
     """
 
     user_id: str
@@ -46,6 +47,7 @@ class Shown:
     row_ids: tuple[int, ...]
     loaded: bool = False
     rejected: tuple[Operation, ...] = ()
+    erasure_seq: int = 0
 
 
 class SqliteReplica:
@@ -322,15 +324,15 @@ class SqliteReplica:
                 _remove_rows(connection, hidden)
                 connection.execute("delete from generations where user_no = ?", (hidden,))
         ledger.show(connection, user_id, None)
-        if erased_rev is None:
-            self._queue_erasure(connection, user_id)
-        return removed, Shown(user_id=user_id, user_no=None, row_ids=(), rejected=tuple(queued))
+        seq = self._queue_erasure(connection, user_id) if erased_rev is None else 0
+        return removed, Shown(user_id=user_id, user_no=None, row_ids=(), rejected=tuple(queued), erasure_seq=seq)
 
-    def _queue_erasure(self, connection: sqlite3.Connection, user_id: str) -> None:
+    def _queue_erasure(self, connection: sqlite3.Connection, user_id: str) -> int:
         ledger = self._ledger
+        seq = ledger.next_seq(connection)
         self._acceptance.enqueue(
             Operation(
-                seq=ledger.next_seq(connection),
+                seq=seq,
                 op_id=ledger.new_id(),
                 user_id=user_id,
                 kind=Kind.ERASE,
@@ -342,6 +344,7 @@ class SqliteReplica:
                 accepted_at=ledger.now_us(),
             ),
         )
+        return seq
 
     async def sweep_generations(self) -> int:
         """Remove some rows of generations that nobody sees; 0 when none are left."""
