@@ -88,17 +88,20 @@ class Barrier:
 
     async def _follow(self, user_id: str, point: _Point, rev: int) -> None:
         pauses = _Pauses()
-        current = False
-        while True:
-            cursor = self._hot.cursor(user_id)
-            if cursor is not None and cursor.complete:
-                if current:
-                    _check_epoch(point, cursor.epoch)
-                if cursor.rev >= rev and (point.epoch is None or cursor.epoch == point.epoch):
-                    return
-            current = await self._bring_up_to_date(user_id)
-            if not current:
+        while not self._has(user_id, point, rev):
+            if await self._bring_up_to_date(user_id):
+                cursor = self._hot.cursor(user_id)
+                _check_epoch(point, None if cursor is None else cursor.epoch)
+            else:
                 await pauses.take()
+
+    def _has(self, user_id: str, point: _Point, rev: int) -> bool:
+        cursor = self._hot.cursor(user_id)
+        if cursor is None:
+            return point.client_id == self._client_id and point.epoch is None
+        # What this process has seen and stored itself it has, also of a user who was never loaded.
+        known = cursor.complete or point.client_id == self._client_id
+        return known and cursor.rev >= rev and point.epoch in (None, cursor.epoch)
 
 
 class _Pauses:

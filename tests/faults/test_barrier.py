@@ -10,7 +10,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from hybrid_memory import InvalidInput, Settings, Status
+from hybrid_memory import HybridMemoryManager, InvalidInput, Settings, Status
 from tests.faults.conftest import Sick
 from tests.faults.test_two_managers import paired
 from tests.plugins.postgres import Database
@@ -123,6 +123,16 @@ async def test_a_user_nobody_has_stored_anything_for_is_no_reason_to_wait(postgr
     async with paired(postgres, tmp_path, DEAF) as pair:
         assert await pair.there.barrier(pair.first.user("new").token(), wait=20)
         assert (await pair.here.store({"n": 1}, context_type=FACT, wait=20)).status is Status.DURABLE
+
+
+async def test_its_own_token_is_no_reason_to_wait_without_postgres_either(tmp_path: Path) -> None:
+    async with HybridMemoryManager.open(postgres="off", data_dir=tmp_path) as manager:
+        memory = manager.user("ada")
+        assert await memory.barrier(memory.token(), wait=0)
+        await memory.store({"n": 1}, context_type=FACT)
+        assert await memory.barrier(memory.token(), wait=0)
+        other = memory.token().replace(memory.token().split(".")[3], OTHER_EPOCH)
+        assert not await memory.barrier(other, wait=0.05)
 
 
 @pytest.mark.parametrize(
