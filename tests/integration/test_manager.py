@@ -269,6 +269,8 @@ _CALLS: dict[str, Call] = {
     "handle.neighbours": lambda _, u: u.neighbours(ABSENT),
     "handle.delete": lambda _, u: u.delete(ABSENT),
     "handle.freshness": lambda _, u: u.freshness(),
+    "handle.token": lambda _, u: u.token(),
+    "handle.barrier": lambda _, u: u.barrier("1.-.0.00000000-0000-4000-8000-000000000000.0", wait=0),
     "handle.digest": lambda _, u: u.digest(),
 }
 
