@@ -10,13 +10,14 @@ from typing import Final
 
 from hybrid_memory.errors import DurableTierError, InvalidInput
 from hybrid_memory.ports import ChangeFeed, HotTier
+from hybrid_memory.retry import Backoff
 
 _NO_EPOCH: Final = "-"
 _UUID: Final = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 # A version, epoch, revision, client and number; eighteen digits stay below 2^63.
 _TOKEN: Final = re.compile(rf"1\.({_UUID}|{_NO_EPOCH})\.([0-9]{{1,18}})\.({_UUID})\.([0-9]{{1,18}})")
-_FIRST_PAUSE_SECONDS = 0.01
-_LONGEST_PAUSE_SECONDS = 0.25
+# What is waited for is mostly on its way.
+_LOOKS: Final = Backoff(first_seconds=0.01, cap_seconds=0.25)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +74,9 @@ class Barrier:
         if point.client_id == self._client_id or point.seq == 0:
             # Our own writes are in our copy anyway.
             return 0
-        pauses = _Pauses()
+        looks = 0
         while True:
+            looks += 1
             try:
                 head = await self._feed.head_for(user_id, point.client_id)
             except DurableTierError as error:
@@ -84,16 +86,17 @@ class Barrier:
                 _check_epoch(point, head.epoch)
                 if head.done_seq >= point.seq:
                     return head.rev
-            await pauses.take()
+            await asyncio.sleep(_LOOKS.ceiling(looks))
 
     async def _follow(self, user_id: str, point: _Point, rev: int) -> None:
-        pauses = _Pauses()
+        looks = 0
         while not self._has(user_id, point, rev):
             if await self._bring_up_to_date(user_id):
                 cursor = self._hot.cursor(user_id)
                 _check_epoch(point, None if cursor is None else cursor.epoch)
             else:
-                await pauses.take()
+                looks += 1
+                await asyncio.sleep(_LOOKS.ceiling(looks))
 
     def _has(self, user_id: str, point: _Point, rev: int) -> bool:
         cursor = self._hot.cursor(user_id)
@@ -102,18 +105,6 @@ class Barrier:
         # What this process has seen and stored itself it has, also of a user who was never loaded.
         known = cursor.complete or point.client_id == self._client_id
         return known and cursor.rev >= rev and point.epoch in (None, cursor.epoch)
-
-
-class _Pauses:
-    """Between two looks: short at first, for what is waited for is mostly on its way."""
-
-    def __init__(self) -> None:
-        self._next_seconds = _FIRST_PAUSE_SECONDS
-
-    async def take(self) -> None:
-        """Wait a moment."""
-        await asyncio.sleep(self._next_seconds)
-        self._next_seconds = min(_LONGEST_PAUSE_SECONDS, self._next_seconds * 2)
 
 
 def _check_epoch(point: _Point, epoch: str | None) -> None:

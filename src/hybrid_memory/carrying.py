@@ -27,7 +27,7 @@ _DOUBTFUL: Final = (Contended, Overloaded, Unforeseen)
 # After a deadlock the same work goes through at once; a lock that was waited for in vain is another matter.
 _TRIES_AT_ONCE: Final = 3
 _LOCK_NOT_HAD: Final = "55P03"
-_AT_ONCE: Final = Backoff(first_seconds=0.01, cap_seconds=0.05)
+AT_ONCE: Final = Backoff(first_seconds=0.01, cap_seconds=0.05)
 # What takes too long alone, while all else gets through, is the operation's own doing, unlike a full disk.
 _TOO_SLOW: Final = "57014"
 
@@ -109,7 +109,7 @@ class Carrier:
             except Contended as refusal:
                 if refusal.sqlstate == _LOCK_NOT_HAD:
                     raise
-                await asyncio.sleep(_AT_ONCE.pause(failures, self._uniform))
+                await asyncio.sleep(AT_ONCE.pause(failures, self._uniform))
         return await send()
 
     async def _bisect(

@@ -10,11 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from hybrid_memory import carrying
 from hybrid_memory.absent import AbsentPostgres
-from hybrid_memory.carrying import Carrier
-from hybrid_memory.caution import Caution
 from hybrid_memory.changes import Kind, Operation
-from hybrid_memory.deliveries import Deliveries
 from hybrid_memory.errors import (
     Contended,
     DurableTierError,
@@ -29,10 +27,11 @@ from hybrid_memory.graph import NodeId, Verdict
 from hybrid_memory.messages import Applied, AppliedUser, BatchApplied, Disputed, Opening
 from hybrid_memory.payloads import carried_relationship
 from hybrid_memory.relay import Relay
-from hybrid_memory.retry import Backoff, Breaker
+from hybrid_memory.retry import Backoff
 from hybrid_memory.sqlite.hot_file import HotFile
 from tests.support.clocks import HandClock
 from tests.support.hot_files import EPOCH, hot_file, keyed, related
+from tests.support.relays import relay_between
 
 USERS = ("ada", "bo", "cy", "di")
 KEYS = ("tea", "milk", "rye")
@@ -135,33 +134,8 @@ class Bench:
 
     @classmethod
     def over(cls, file: HotFile, clock: HandClock, chance: random.Random) -> Bench:
-        model, deliveries, events = Model(chance), Deliveries(), EventLog(None)
-        caution = Caution(BATCH, chance.random)
-        carrier = Carrier(
-            outbox=file.outbox,
-            durable=model,
-            opening=file.opening,
-            deliveries=deliveries,
-            caution=caution,
-            events=events,
-            erased_rev=lambda _: 0,
-            on_decided=lambda _: None,
-            monotonic=clock.monotonic,
-            uniform=lambda: 0.0,
-        )
-        relay = Relay(
-            outbox=file.outbox,
-            durable=model,
-            opening=file.opening,
-            carrier=carrier,
-            caution=caution,
-            deliveries=deliveries,
-            breaker=Breaker(Backoff(), chance.random),
-            events=events,
-            is_persistent=lambda _: True,
-            on_rest=lambda: None,
-            monotonic=clock.monotonic,
-        )
+        model = Model(chance)
+        relay = relay_between(file, model, clock=clock, uniform=chance.random, batch_size=BATCH, events=EventLog(None))
         return cls(chance, file, clock, model, relay)
 
     async def accept(self, user_id: str | None = None) -> str:
@@ -267,7 +241,8 @@ async def explore(seed: int, folder: Path, *, steps: int = 120) -> None:
 
 @pytest.mark.parametrize("first_seed", range(0, 120, 10))
 async def test_whatever_is_refused_and_however_all_is_applied_once_and_in_order_or_dead(
-    tmp_path: Path, first_seed: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first_seed: int
 ) -> None:
+    monkeypatch.setattr(carrying, "AT_ONCE", Backoff(first_seconds=0.0, cap_seconds=0.0))
     for seed in range(first_seed, first_seed + 10):
         await explore(seed, tmp_path / str(seed))

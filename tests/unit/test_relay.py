@@ -9,19 +9,17 @@ from pathlib import Path
 import pytest
 
 from hybrid_memory.absent import AbsentPostgres
-from hybrid_memory.carrying import Carrier
-from hybrid_memory.caution import Caution
 from hybrid_memory.clock import IdSource
-from hybrid_memory.deliveries import Deliveries
 from hybrid_memory.errors import Fenced, HybridMemoryError, Misconfigured, RoleRefused, SchemaMismatch, Unreachable
 from hybrid_memory.events import Event, EventLog, PersistFailed
 from hybrid_memory.messages import Opening
 from hybrid_memory.relay import MISCONFIGURED_PAUSE_SECONDS, Relay
-from hybrid_memory.retry import Backoff, Breaker, BreakerState
+from hybrid_memory.retry import BreakerState
 from hybrid_memory.sqlite.accepting import QueueBounds
 from hybrid_memory.sqlite.hot_file import HotFile
 from hybrid_memory.sqlite.slots import take_slot
 from tests.support.clocks import HandClock
+from tests.support.relays import relay_between
 
 
 class Postgres(AbsentPostgres):
@@ -52,32 +50,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     file = await HotFile.open(take_slot(tmp_path), clock=clock, ids=IdSource(clock), bounds=bounds, index_bytes=10**6)
     heard: list[Event] = []
     durable = Postgres()
-    caution, deliveries, events = Caution(5, lambda: 1.0), Deliveries(), EventLog(heard.append)
-    carrier = Carrier(
-        outbox=file.outbox,
-        durable=durable,
-        opening=file.opening,
-        deliveries=deliveries,
-        caution=caution,
-        events=events,
-        erased_rev=file.hot.erased_rev,
-        on_decided=lambda _: None,
-        monotonic=clock.monotonic,
-        uniform=lambda: 0.0,
-    )
-    relay = Relay(
-        outbox=file.outbox,
-        durable=durable,
-        opening=file.opening,
-        carrier=carrier,
-        caution=caution,
-        deliveries=deliveries,
-        breaker=Breaker(Backoff(), lambda: 1.0),
-        events=events,
-        is_persistent=lambda _: True,
-        on_rest=lambda: None,
-        monotonic=clock.monotonic,
-    )
+    relay = relay_between(file, durable, clock=clock, uniform=lambda: 1.0, batch_size=5, events=EventLog(heard.append))
     yield Bench(relay, durable, heard)
     await file.close()
 

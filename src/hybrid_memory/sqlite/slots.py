@@ -68,7 +68,7 @@ def try_slot(data_dir: Path, number: int) -> Slot | None:
     try:
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()} {_boot_id()}\n".encode(), 0)
-    except BaseException:
+    except OSError:
         # On a full disk: kept open, it would lock the slot for as long as this process lives.
         os.close(fd)
         raise
