@@ -1,0 +1,1 @@
+"""Long runs with faults injected; one module for each kind of fault, each with a `run(seconds=, seed=)`."""
