@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 import shutil
 import sqlite3
@@ -13,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from hybrid_memory import HybridMemoryManager
-from hybrid_memory.errors import DataDirBusy, SchemaMismatch, StorageCorrupt, StorageFailed
+from hybrid_memory.errors import DataDirBusy, SchemaMismatch, StorageCorrupt, StorageFailed, StorageFull
 from hybrid_memory.messages import Opening
 from hybrid_memory.sqlite import hot_file as opening
 from hybrid_memory.sqlite.driver import choose_driver
-from hybrid_memory.sqlite.slots import prepare_directory, take_slot, try_slot
+from hybrid_memory.sqlite.slots import existing_slots, prepare_directory, take_slot, try_slot
 from tests.support.hot_files import count, fresh, hot_file
 
 PAGE = 4096
@@ -76,6 +78,14 @@ async def test_a_slot_that_is_held_is_refused_to_everybody_else(tmp_path: Path) 
     free = try_slot(tmp_path, 0)
     assert free is not None
     free.release()
+
+
+async def test_a_slot_asked_for_while_somebody_looks_at_it_is_had_a_moment_later(tmp_path: Path) -> None:
+    looking = try_slot(prepare_directory(tmp_path), 0)
+    assert looking is not None
+    asyncio.get_running_loop().call_later(0.03, looking.release)
+    async with HybridMemoryManager.open(data_dir=tmp_path, postgres="off", slot=0):
+        assert try_slot(tmp_path, 0) is None
 
 
 async def test_every_opening_has_a_higher_number_and_a_token_of_its_own_for_the_same_client(tmp_path: Path) -> None:
@@ -186,6 +196,44 @@ async def test_after_a_refused_opening_the_slot_is_free_again(tmp_path: Path) ->
     slot = take_slot(tmp_path)
     assert slot.number == 0
     slot.release()
+
+
+async def test_with_no_room_to_write_down_that_it_was_closed_the_file_is_closed_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_connection: sqlite3.Connection) -> None:
+        raise StorageFull("no room")
+
+    monkeypatch.setattr(opening, "_mark_clean", refuse)
+    with pytest.raises(StorageFull):
+        async with hot_file(tmp_path) as file:
+            await file.outbox.accept_node("ada", fresh())
+    monkeypatch.undo()
+    async with hot_file(tmp_path) as file:
+        assert (file.slot.number, file.was_clean) == (0, False)
+        assert file.outbox.state().entries == 1
+
+
+def test_with_no_room_to_write_down_who_holds_it_a_slot_is_not_left_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: object) -> int:
+        raise OSError(errno.ENOSPC, "no room")
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    with pytest.raises(OSError, match="no room"):
+        try_slot(prepare_directory(tmp_path), 0)
+    monkeypatch.undo()
+    slot = try_slot(tmp_path, 0)
+    assert slot is not None
+    slot.release()
+
+
+async def test_what_somebody_laid_beside_the_slots_is_no_slot(tmp_path: Path) -> None:
+    await make(tmp_path)
+    for name in ("slot-00 copy.db", "slot-0x.db", "slot-3.db"):
+        (tmp_path / name).touch()
+    assert existing_slots(tmp_path) == [0]
 
 
 async def test_a_copied_file_keeps_its_queue_and_its_client(tmp_path: Path) -> None:

@@ -148,13 +148,24 @@ class HotFile:
         path = self.database.path
         return sum(part.stat().st_size for part in (path, path.with_name(f"{path.name}-wal")) if part.exists())
 
+    def erased_rev(self, user_id: str) -> int:
+        """The last erasure of a user that this file knows of; see `SqliteHotTier.erased_rev`."""
+        return self.hot.erased_rev(user_id)
+
     async def close(self) -> None:
-        """Close the file and give up the slot."""
-        if self.database.failure is None:
-            await self.database.write(_mark_clean)
-        await self.database.close()
-        self._indexes.close()
-        self.slot.release()
+        """Close the file and give up the slot, also when no room is left to write down that it was closed."""
+        try:
+            if self.database.failure is None:
+                await self.database.write(_mark_clean)
+        finally:
+            await self._let_go()
+
+    async def _let_go(self) -> None:
+        try:
+            await self.database.close()
+        finally:
+            self._indexes.close()
+            self.slot.release()
 
 
 def _prepare(connection: sqlite3.Connection, driver: Driver, ids: IdSource, *, is_new: bool) -> _Identity:

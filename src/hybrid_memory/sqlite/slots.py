@@ -50,8 +50,10 @@ def slot_path(data_dir: Path, number: int) -> Path:
 
 
 def existing_slots(data_dir: Path) -> list[int]:
-    """The numbers of the slots that have a file."""
-    return sorted(int(path.stem.removeprefix("slot-")) for path in data_dir.glob("slot-[0-9]*.db"))
+    """The numbers of the slots that have a file; what somebody laid beside them under a similar name is none."""
+    numbers = [path.stem.removeprefix("slot-") for path in data_dir.glob("slot-[0-9]*.db")]
+    known = [int(number) for number in numbers if number.isascii() and number.isdecimal()]
+    return sorted({number for number in known if slot_path(data_dir, number).exists()})
 
 
 def try_slot(data_dir: Path, number: int) -> Slot | None:
@@ -63,8 +65,13 @@ def try_slot(data_dir: Path, number: int) -> Slot | None:
     except BlockingIOError:
         os.close(fd)
         return None
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()} {_boot_id()}\n".encode(), 0)
+    try:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()} {_boot_id()}\n".encode(), 0)
+    except BaseException:
+        # On a full disk: kept open, it would lock the slot for as long as this process lives.
+        os.close(fd)
+        raise
     return Slot(number=number, path=path, lock_fd=fd)
 
 
