@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +15,7 @@ from hybrid_memory import embedded
 from hybrid_memory.absent import AbsentPostgres
 from hybrid_memory.clock import Clock, IdSource
 from hybrid_memory.errors import DataDirBusy, HybridMemoryError, Misconfigured
-from hybrid_memory.ports import ChangeFeed, DurableTier
+from hybrid_memory.ports import ChangeFeed, DurableTier, Orphans
 from hybrid_memory.postgres.change_feed import PostgresChangeFeed
 from hybrid_memory.postgres.database import PostgresSettings
 from hybrid_memory.postgres.durable_tier import PostgresDurableTier
@@ -22,10 +24,15 @@ from hybrid_memory.postgres.provision import create_database
 from hybrid_memory.settings import Environment, Settings
 from hybrid_memory.sqlite.accepting import QueueBounds
 from hybrid_memory.sqlite.hot_file import HotFile
+from hybrid_memory.sqlite.orphans import SqliteOrphans
 from hybrid_memory.sqlite.slots import Slot, prepare_directory, take_slot, try_slot
 
 EMBEDDED_DATABASE = "hybrid_memory"
 EMBEDDED_LOGIN = "hybrid_memory_login"
+
+# A manager that only looks whether a dead owner left something has the lock for some milliseconds.
+TAKE_TRIES = 10
+TAKE_PAUSE_SECONDS = 0.02
 
 PostgresChoice = Literal["auto", "embedded", "off"]
 
@@ -58,6 +65,9 @@ class Tiers:
     data_dir: Path
     file: HotFile
     durable: Durable
+    orphans: Orphans
+    insists: bool
+    """Opened for one slot by its number, so that one alone is meant: what dead owners left is others' to carry."""
     temporary: tempfile.TemporaryDirectory[str] | None
 
     async def close(self) -> None:
@@ -90,9 +100,10 @@ async def connect(
         temporary = tempfile.TemporaryDirectory(prefix="hybrid-memory-")
         data_dir = Path(temporary.name)
     directory = prepare_directory(data_dir or environment.data_dir)
-    taken = _take(directory, slot)
+    open_file = partial(_open_file, settings=settings, clock=clock, ids=ids)
+    taken = await _take(directory, slot)
     try:
-        file = await _open_file(taken, settings, clock, ids)
+        file = await open_file(taken)
     except BaseException:
         taken.release()
         raise
@@ -101,16 +112,25 @@ async def connect(
     except BaseException:
         await file.close()
         raise
-    return Tiers(data_dir=directory, file=file, durable=durable, temporary=temporary)
+    return Tiers(
+        data_dir=directory,
+        file=file,
+        durable=durable,
+        orphans=SqliteOrphans(directory, own=taken.number, driver=file.database.driver, open_file=open_file),
+        insists=slot is not None,
+        temporary=temporary,
+    )
 
 
-def _take(directory: Path, number: int | None) -> Slot:
+async def _take(directory: Path, number: int | None) -> Slot:
     if number is None:
         return take_slot(directory)
-    slot = try_slot(directory, number)
-    if slot is None:
-        raise DataDirBusy(f"another process holds slot {number}", fix="ask that process, or stop it")
-    return slot
+    for _ in range(TAKE_TRIES):
+        slot = try_slot(directory, number)
+        if slot is not None:
+            return slot
+        await asyncio.sleep(TAKE_PAUSE_SECONDS)
+    raise DataDirBusy(f"another process holds slot {number}", fix="ask that process, or stop it")
 
 
 async def _open_file(slot: Slot, settings: Settings, clock: Clock, ids: IdSource) -> HotFile:

@@ -73,6 +73,14 @@ class Rewritten:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Adopted:
+    """So many operations that a dead owner had left in the queue of a slot were carried to Postgres."""
+
+    slot: int
+    operations: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceFailed:
     """A background service met an error it does not know; it goes on after a pause."""
 
@@ -81,7 +89,7 @@ class ServiceFailed:
 
 
 Event: TypeAlias = (
-    LoadStarted | LoadFinished | Persisted | PersistFailed | Recovered | Buried | Rewritten | ServiceFailed
+    LoadStarted | LoadFinished | Persisted | PersistFailed | Recovered | Buried | Rewritten | Adopted | ServiceFailed
 )
 
 Observer: TypeAlias = Callable[[Event], None]
@@ -94,6 +102,7 @@ _NAMES: dict[type, tuple[str, str]] = {
     Recovered: ("info", "postgres_reachable_again"),
     Buried: ("error", "operation_buried"),
     Rewritten: ("warning", "user_history_rewritten"),
+    Adopted: ("info", "queue_of_dead_owner_carried"),
     ServiceFailed: ("error", "service_failed"),
 }
 

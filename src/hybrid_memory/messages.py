@@ -126,6 +126,14 @@ class QueueState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeftBehind:
+    """What a dead owner left queued in a file: whose client's it is, and of which users."""
+
+    client_id: str
+    users: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetter:
     """An operation that Postgres will never take as it is, and why."""
 

@@ -30,6 +30,7 @@ from hybrid_memory.messages import (
     FlatRow,
     Head,
     Hold,
+    LeftBehind,
     Listing,
     Opening,
     QueueState,
@@ -218,6 +219,51 @@ class Scratch(Protocol):
 
     async def sweep(self, *, now_us: int, idle: timedelta, receipts_kept: timedelta) -> Mapping[str, int]:
         """Remove what has expired, threads idle for longer, old receipts; how many rows from which table."""
+        ...
+
+
+class OpenFile(Protocol):
+    """An open file of the hot tier, as far as carrying its queue needs it."""
+
+    @property
+    def outbox(self) -> Outbox:
+        """Its queue."""
+        ...
+
+    @property
+    def opening(self) -> Opening:
+        """As whom what is queued in it is sent."""
+        ...
+
+    def erased_rev(self, user_id: str) -> int:
+        """The last erasure of a user that the file knows of."""
+        ...
+
+    async def close(self) -> None:
+        """Close the file and give up the slot."""
+        ...
+
+
+class Orphans(Protocol):
+    """The files of dead owners in the data directory."""
+
+    def slots(self) -> list[int]:
+        """The other slots that have a file, whether their owners live or not."""
+        ...
+
+    async def look(self, slot: int) -> LeftBehind | None:
+        """What a dead owner left queued, None while the owner lives and where nothing is queued.
+
+        Does not open the file as an owner. Raises `StorageFailed` and its kin, `SchemaMismatch`; of a file that is
+        beyond use the same error again as long as the file stays as it is.
+        """
+        ...
+
+    async def open(self, slot: int) -> OpenFile | None:
+        """Take a dead owner's slot and open its file as its owner would, None when somebody else has it.
+
+        Raises as `look` does.
+        """
         ...
 
 

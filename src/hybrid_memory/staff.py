@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 
+from hybrid_memory.adopter import ADOPT_INTERVAL_SECONDS, Adopter
 from hybrid_memory.barrier import Barrier
 from hybrid_memory.carrying import Carrier
 from hybrid_memory.caution import Caution
@@ -17,6 +19,7 @@ from hybrid_memory.feed import Feed, Hinter, Listener
 from hybrid_memory.graph import Verdict
 from hybrid_memory.keeper import Keeper
 from hybrid_memory.messages import Applied, BatchApplied
+from hybrid_memory.ports import DurableTier, OpenFile
 from hybrid_memory.preload import Preload, continues
 from hybrid_memory.relay import Relay
 from hybrid_memory.retry import Backoff, Breaker
@@ -26,7 +29,7 @@ from hybrid_memory.sweeper import Sweeper
 
 
 class Staff:
-    """Relay, feed, listener, hinter, keeper and sweeper. Without a Postgres only the sweeper works."""
+    """Relay, feed, listener, hinter, keeper, adopter and sweeper. Without a Postgres only the sweeper works."""
 
     def __init__(
         self,
@@ -42,21 +45,21 @@ class Staff:
     ) -> None:
         file, durable = tiers.file, tiers.durable
         uniform = random.SystemRandom().random
+        self._open_users = open_users
         self._on_decided = on_decided
         self.deliveries = Deliveries()
         self.preload = Preload(hot=file.hot, replica=file.replica, feed=durable.feed, clock=clock, events=events)
         self.barrier = self._make_barrier(tiers)
-        self.relay = make_relay(
-            tiers=tiers,
-            deliveries=self.deliveries,
+        self._relay_of = partial(
+            make_relay,
+            durable=durable.tier,
             batch_size=settings.batch_size,
             clock=clock,
             uniform=uniform,
             events=events,
             is_persistent=is_persistent,
-            on_decided=self._decided,
-            on_rest=on_rest,
         )
+        self.relay = self._relay_of(file=file, deliveries=self.deliveries, on_decided=self._decided, on_rest=on_rest)
         self.feed = Feed(
             hot=file.hot,
             feed=durable.feed,
@@ -74,6 +77,8 @@ class Staff:
         self.feed_service = Service(self.feed, events)
         self._hinter_service = Service(self._hinter, events)
         self.services = self._hire(tiers, settings, clock, events, uniform)
+        if durable.mode is not PostgresMode.OFF and not tiers.insists:
+            self.services.append(Service(self._adopter(tiers, is_persistent, events, uniform), events))
         file.on_accepted = self.carry
         file.on_rejected = self._rejected
 
@@ -109,6 +114,26 @@ class Staff:
             services.append(Service(Keeper(durable.keep_up), events))
         return services
 
+    def _adopter(
+        self, tiers: Tiers, is_persistent: Callable[[str], bool], events: Sink, uniform: Callable[[], float]
+    ) -> Adopter:
+        def carrier(file: OpenFile, count: Callable[[BatchApplied], None]) -> Relay:
+            def decided(batch: BatchApplied) -> None:
+                self._adopted(batch)
+                count(batch)
+
+            return self._relay_of(file=file, deliveries=Deliveries(), on_decided=decided, on_rest=_nobody_waits)
+
+        return Adopter(
+            orphans=tiers.orphans,
+            reach=partial(tiers.durable.tier.handshake, tiers.file.opening),
+            carrier=carrier,
+            is_persistent=is_persistent,
+            events=events,
+            interval_seconds=ADOPT_INTERVAL_SECONDS,
+            uniform=uniform,
+        )
+
     def start(self) -> None:
         """Begin all work."""
         for service in self.services:
@@ -130,6 +155,14 @@ class Staff:
         for operation in operations:
             self.deliveries.resolve(Applied(operation=operation, verdict=Verdict.REJECTED, rev=None))
 
+    def _adopted(self, batch: BatchApplied) -> None:
+        self._hinter.note()
+        self._hinter_service.wake()
+        users = {applied.operation.user_id for applied in batch.operations}
+        if not users.isdisjoint(self._open_users()):
+            # To our own copy they are another's rows.
+            self.feed_service.wake()
+
     def _decided(self, batch: BatchApplied) -> None:
         self._hinter.note()
         self._hinter_service.wake()
@@ -142,7 +175,8 @@ class Staff:
 
 def make_relay(
     *,
-    tiers: Tiers,
+    file: OpenFile,
+    durable: DurableTier,
     deliveries: Deliveries,
     batch_size: int,
     clock: Clock,
@@ -153,23 +187,22 @@ def make_relay(
     on_rest: Callable[[], None],
 ) -> Relay:
     """What carries a file's queue to Postgres; `batch_size` is the most operations in one transaction."""
-    file, durable = tiers.file, tiers.durable
     caution = Caution(batch_size, uniform)
     carrier = Carrier(
         outbox=file.outbox,
-        durable=durable.tier,
+        durable=durable,
         opening=file.opening,
         deliveries=deliveries,
         caution=caution,
         events=events,
-        erased_rev=file.hot.erased_rev,
+        erased_rev=file.erased_rev,
         on_decided=on_decided,
         monotonic=clock.monotonic,
         uniform=uniform,
     )
     return Relay(
         outbox=file.outbox,
-        durable=durable.tier,
+        durable=durable,
         opening=file.opening,
         carrier=carrier,
         caution=caution,
@@ -180,3 +213,7 @@ def make_relay(
         on_rest=on_rest,
         monotonic=clock.monotonic,
     )
+
+
+def _nobody_waits() -> None:
+    """Whoever stored what a dead owner left is gone."""

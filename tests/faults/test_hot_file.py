@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import shutil
@@ -77,6 +78,14 @@ async def test_a_slot_that_is_held_is_refused_to_everybody_else(tmp_path: Path) 
     free = try_slot(tmp_path, 0)
     assert free is not None
     free.release()
+
+
+async def test_a_slot_asked_for_while_somebody_looks_at_it_is_had_a_moment_later(tmp_path: Path) -> None:
+    looking = try_slot(prepare_directory(tmp_path), 0)
+    assert looking is not None
+    asyncio.get_running_loop().call_later(0.03, looking.release)
+    async with HybridMemoryManager.open(data_dir=tmp_path, postgres="off", slot=0):
+        assert try_slot(tmp_path, 0) is None
 
 
 async def test_every_opening_has_a_higher_number_and_a_token_of_its_own_for_the_same_client(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import structlog
 from structlog.testing import LogCapture
 
 from hybrid_memory.events import (
+    Adopted,
     Buried,
     Event,
     EventLog,
@@ -44,6 +45,7 @@ _TOLD: list[tuple[Event, str, str]] = [
     (Recovered(failures=3), "info", "postgres_reachable_again"),
     (Buried(user_id="ann", op_id="o", sqlstate="22P05"), "error", "operation_buried"),
     (Rewritten(user_id="ann"), "warning", "user_history_rewritten"),
+    (Adopted(slot=1, operations=7), "info", "queue_of_dead_owner_carried"),
     (ServiceFailed(service="relay", error="KeyError"), "error", "service_failed"),
 ]
 
@@ -97,11 +99,13 @@ def test_an_event_has_no_room_for_the_words_of_a_memory() -> None:
         "node_id",
         "nodes",
         "op_id",
+        "operations",
         "relationships",
         "retry_in_seconds",
         "rev",
         "seconds",
         "service",
+        "slot",
         "sqlstate",
         "user_id",
         "verdict",

@@ -89,15 +89,25 @@ class Driver:
         return has_wal_reset_bug(self.version_info)
 
     def connect(
-        self, path: Path, *, read_only: bool = False, create: bool = False, check_same_thread: bool = True
+        self,
+        path: Path,
+        *,
+        read_only: bool = False,
+        still: bool = False,
+        create: bool = False,
+        check_same_thread: bool = True,
     ) -> sqlite3.Connection:
         """Open a file, in autocommit mode: transactions are begun by statements.
 
         `create` makes an absent file first, readable by its owner alone. Without it an absent file is an error.
+        `still` promises of a file that is only read that nobody writes it meanwhile and that it has no log: then it is
+        read without locks, and no files appear beside it.
         """
         if create:
             create_private(path)
         mode = "ro" if read_only else "rw"
+        if still:
+            mode = "ro&immutable=1"
         return _open(self.module, f"{file_uri(path)}?mode={mode}", check_same_thread=check_same_thread)
 
     def connect_memory(self) -> sqlite3.Connection:

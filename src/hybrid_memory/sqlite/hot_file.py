@@ -150,6 +150,10 @@ class HotFile:
         path = self.database.path
         return sum(part.stat().st_size for part in (path, path.with_name(f"{path.name}-wal")) if part.exists())
 
+    def erased_rev(self, user_id: str) -> int:
+        """The last erasure of a user that this file knows of; see `SqliteHotTier.erased_rev`."""
+        return self.hot.erased_rev(user_id)
+
     async def close(self) -> None:
         """Close the file and give up the slot, also when no room is left to write down that it was closed."""
         try:
