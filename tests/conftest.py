@@ -13,6 +13,16 @@ pytest_plugins = ["tests.plugins.postgres"]
 EXIT_THREADS_LEFT = 1
 
 
+@pytest.fixture
+def one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the DSNs say, there is one database: the server that is away and the one that answers are the same."""
+
+    def place_of(_dsn: str) -> str:
+        return "db:5432/memory"
+
+    monkeypatch.setattr("hybrid_memory.connect.place_of", place_of)
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """End a run that left threads behind, and say so: a connection nobody closed would keep the process for ever."""
     del config

@@ -20,15 +20,18 @@ from hybrid_memory.postgres.change_feed import PostgresChangeFeed
 from hybrid_memory.postgres.database import PostgresSettings
 from hybrid_memory.postgres.durable_tier import PostgresDurableTier
 from hybrid_memory.postgres.migrator import Migrator
+from hybrid_memory.postgres.place import place_of
 from hybrid_memory.postgres.provision import create_database
 from hybrid_memory.settings import Environment, Settings
 from hybrid_memory.sqlite.accepting import QueueBounds
+from hybrid_memory.sqlite.binding import Binding, suits
 from hybrid_memory.sqlite.hot_file import HotFile
 from hybrid_memory.sqlite.orphans import SqliteOrphans
 from hybrid_memory.sqlite.slots import Slot, prepare_directory, take_slot, try_slot
 
 EMBEDDED_DATABASE = "hybrid_memory"
 EMBEDDED_LOGIN = "hybrid_memory_login"
+EMBEDDED_PLACE = "embedded"
 
 # A manager that only looks whether a dead owner left something has the lock for some milliseconds.
 TAKE_TRIES = 10
@@ -100,15 +103,16 @@ async def connect(
         temporary = tempfile.TemporaryDirectory(prefix="hybrid-memory-")
         data_dir = Path(temporary.name)
     directory = prepare_directory(data_dir or environment.data_dir)
-    open_file = partial(_open_file, settings=settings, clock=clock, ids=ids)
-    taken = await _take(directory, slot)
+    place = _place(dsn, postgres, environment)
+    open_file = partial(_open_file, settings=settings, clock=clock, ids=ids, place=place)
+    taken = await _take(directory, slot, place)
     try:
         file = await open_file(taken)
     except BaseException:
         taken.release()
         raise
     try:
-        durable = await _durable(dsn, directory, postgres, environment, settings, clock, file.opening.client_id)
+        durable = await _durable(dsn, directory, postgres, environment, settings, clock, file)
     except BaseException:
         await file.close()
         raise
@@ -116,15 +120,25 @@ async def connect(
         data_dir=directory,
         file=file,
         durable=durable,
-        orphans=SqliteOrphans(directory, own=taken.number, driver=file.database.driver, open_file=open_file),
+        orphans=SqliteOrphans(directory, own=file, open_file=open_file),
         insists=slot is not None,
         temporary=temporary,
     )
 
 
-async def _take(directory: Path, number: int | None) -> Slot:
+def _place(dsn: str | None, postgres: PostgresChoice, environment: Environment) -> str | None:
+    """Where the database is to be found, None without one."""
+    named = dsn or environment.dsn
+    if postgres == "off":
+        return None
+    if postgres == "auto" and named is not None:
+        return place_of(named)
+    return EMBEDDED_PLACE if postgres == "embedded" or embedded.available() else None
+
+
+async def _take(directory: Path, number: int | None, place: str | None) -> Slot:
     if number is None:
-        return take_slot(directory)
+        return take_slot(directory, suits=partial(suits, place=place))
     for _ in range(TAKE_TRIES):
         slot = try_slot(directory, number)
         if slot is not None:
@@ -133,9 +147,9 @@ async def _take(directory: Path, number: int | None) -> Slot:
     raise DataDirBusy(f"another process holds slot {number}", fix="ask that process, or stop it")
 
 
-async def _open_file(slot: Slot, settings: Settings, clock: Clock, ids: IdSource) -> HotFile:
+async def _open_file(slot: Slot, settings: Settings, clock: Clock, ids: IdSource, place: str | None) -> HotFile:
     bounds = QueueBounds(entries=settings.queue_entries, payload_bytes=settings.queue_bytes)
-    return await HotFile.open(slot, clock=clock, ids=ids, bounds=bounds, index_bytes=settings.index_bytes)
+    return await HotFile.open(slot, clock=clock, ids=ids, bounds=bounds, index_bytes=settings.index_bytes, place=place)
 
 
 async def _durable(
@@ -145,12 +159,12 @@ async def _durable(
     environment: Environment,
     settings: Settings,
     clock: Clock,
-    client_id: str,
+    file: HotFile,
 ) -> Durable:
     if postgres == "off":
         return _absent("switched off")
     if postgres == "embedded":
-        return await start_embedded(data_dir, settings, clock, client_id)
+        return await start_embedded(data_dir, settings, clock, file)
     named = dsn or environment.dsn
     if named is not None:
         return _over(
@@ -159,12 +173,12 @@ async def _durable(
             named,
             settings,
             clock,
-            client_id,
+            file,
             _nothing_to_keep,
             _nothing_to_keep,
         )
     if embedded.available():
-        return await start_embedded(data_dir, settings, clock, client_id)
+        return await start_embedded(data_dir, settings, clock, file)
     return _absent("no DSN was given and the extra `embedded` is not installed")
 
 
@@ -180,7 +194,7 @@ def _absent(reason: str) -> Durable:
     )
 
 
-async def start_embedded(data_dir: Path, settings: Settings, clock: Clock, client_id: str) -> Durable:
+async def start_embedded(data_dir: Path, settings: Settings, clock: Clock, file: HotFile) -> Durable:
     """Start (or join) the data directory's own Postgres, bring its schema up to date, and connect as a plain login."""
     if not embedded.available():
         raise Misconfigured(
@@ -198,7 +212,7 @@ async def start_embedded(data_dir: Path, settings: Settings, clock: Clock, clien
         dsn,
         settings,
         clock,
-        client_id,
+        file,
         server.ensure_running,
         server.stop,
     )
@@ -220,7 +234,7 @@ def _over(
     dsn: str,
     settings: Settings,
     clock: Clock,
-    client_id: str,
+    file: HotFile,
     keep_up: Callable[[], Awaitable[None]],
     stop: Callable[[], Awaitable[None]],
 ) -> Durable:
@@ -231,7 +245,13 @@ def _over(
         # The relay, the feed and the listener have a connection each; loads share the rest.
         loads_at_once=max(1, min(settings.pool_size - 3, 8)),
     )
-    tier, feed = PostgresDurableTier(server), PostgresChangeFeed(server, clock, client_id=client_id)
+    place = EMBEDDED_PLACE if mode is PostgresMode.EMBEDDED else place_of(dsn)
+
+    async def meet(installation: str) -> None:
+        await file.meet(Binding(place=place, installation=installation))
+
+    tier = PostgresDurableTier(server, meet)
+    feed = PostgresChangeFeed(server, clock, client_id=file.opening.client_id, meet=meet)
 
     async def close() -> None:
         await tier.close()

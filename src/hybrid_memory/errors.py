@@ -167,6 +167,12 @@ class RoleRefused(Misconfigured):
     code = "role_refused"
 
 
+class OtherDatabase(Misconfigured):
+    """The server answering holds another installation than the one whose operations are queued here: none is sent."""
+
+    code = "other_database"
+
+
 class SchemaMismatch(Misconfigured):
     """The database schema is older or newer than this version can use, or is not ours."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from hybrid_memory.connect import PostgresMode, Tiers
-from hybrid_memory.errors import Misconfigured, RoleRefused, SchemaMismatch
+from hybrid_memory.errors import Misconfigured, OtherDatabase, RoleRefused, SchemaMismatch
 from hybrid_memory.messages import QueueState
 from hybrid_memory.retry import BreakerState
 from hybrid_memory.staff import Staff
@@ -74,7 +74,7 @@ def assess(tiers: Tiers, staff: Staff, *, control: str, users_open: int, now_us:
 # With a poll at least every 1.1 s, an outage is told of within two seconds.
 LONGEST_SILENCE_SECONDS = 0.7
 # What does not heal by itself.
-_FOR_A_PERSON = frozenset({Misconfigured.code, RoleRefused.code, SchemaMismatch.code})
+_FOR_A_PERSON = frozenset({Misconfigured.code, RoleRefused.code, SchemaMismatch.code, OtherDatabase.code})
 
 
 def _diagnose(

@@ -14,6 +14,7 @@ import pytest
 
 from hybrid_memory import HybridMemoryManager, Settings
 from hybrid_memory.events import Adopted, PersistFailed
+from hybrid_memory.postgres.place import place_of
 from hybrid_memory.sqlite.slots import slot_path
 from tests.faults.conftest import Sick
 from tests.plugins.postgres import Database, connected
@@ -30,6 +31,7 @@ from tests.support.dead_owners import (
     leave_behind,
     left_in,
     meta_of,
+    named,
     numbers_of,
     slots_taken,
     spoil,
@@ -48,6 +50,13 @@ SECONDS = 20.0
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dead owners are looked for many times a second."""
     monkeypatch.setattr("hybrid_memory.staff.ADOPT_INTERVAL_SECONDS", 0.05)
+
+
+@pytest.fixture(autouse=True)
+def one_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The server that is away and the one that answers are one, at different times."""
+    away = place_of(f"postgresql://nobody@/none?host={tmp_path}")
+    named(monkeypatch, away)
 
 
 @pytest.fixture
@@ -239,8 +248,11 @@ async def test_a_queue_that_postgres_refuses_for_now_keeps_no_other_waiting(
 
 
 async def test_an_adopter_killed_in_the_middle_loses_and_doubles_nothing(
-    postgres: Database, admin: asyncpg.Connection, data: Path
+    postgres: Database, admin: asyncpg.Connection, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # As the other process calls it.
+    place = place_of(postgres.app_dsn)
+    named(monkeypatch, place)
     await give_head(postgres, data, "bo")
     await leave_behind(1, data, ada=300, bo=20)
     async with user_locked(postgres.admin_dsn, "bo"), agent(postgres.app_dsn, data, "cy") as other:

@@ -17,6 +17,8 @@ from tests.plugins.postgres import Database
 from tests.support.beneath import staff
 from tests.support.managers import FACT, contents, drained, opened
 
+pytestmark = pytest.mark.usefixtures("one_place")
+
 # Nothing comes but what is asked for: no poll, no hint.
 DEAF = Settings(poll_interval=timedelta(minutes=5), pooler="transaction")
 OTHER_EPOCH = "00000000-0000-4000-8000-000000000000"

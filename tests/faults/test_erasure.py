@@ -19,6 +19,8 @@ from tests.support.beneath import staff, tiers
 from tests.support.managers import FACT, Ears, both_tiers_agree, contents, drained, opened
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.usefixtures("one_place")
+
 SECONDS = 20.0
 CANARY = "canary-5e1f"
 

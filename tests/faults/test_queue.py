@@ -22,6 +22,8 @@ from tests.support.managers import FACT, Ears, both_tiers_agree, drained, head_r
 from tests.support.poison import poison, queued
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.usefixtures("one_place")
+
 SECONDS = 20.0
 
 

@@ -546,6 +546,7 @@ async def test_a_copy_confirmed_within_a_minute_is_not_asked_for_again(postgres:
     assert len(ears.all(LoadStarted)) == 1
 
 
+@pytest.mark.usefixtures("one_place")
 async def test_an_outage_changes_only_the_word_on_the_receipt(postgres: Database, tmp_path: Path) -> None:
     nobody = f"postgresql://nobody@/none?host={tmp_path}"
     ears = Ears()

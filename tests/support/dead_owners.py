@@ -32,6 +32,15 @@ def in_slot(number: int, data: Path, dsn: str | None = None) -> AbstractAsyncCon
     return HybridMemoryManager.open(dsn=dsn or away, data_dir=data, settings=HASTY, slot=number)
 
 
+def named(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """Whatever the DSNs say, there is one database, and this is where."""
+
+    def place_of(_dsn: str) -> str:
+        return place
+
+    monkeypatch.setattr("hybrid_memory.connect.place_of", place_of)
+
+
 async def store(memory: UserMemory, count: int, *, first: int = 0) -> None:
     for number in range(first, first + count):
         await memory.store({"n": number}, context_type=FACT, wait=0)

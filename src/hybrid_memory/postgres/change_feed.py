@@ -16,7 +16,7 @@ from hybrid_memory.errors import Unreachable
 from hybrid_memory.graph import Digest
 from hybrid_memory.messages import Head
 from hybrid_memory.ports import Snapshot
-from hybrid_memory.postgres.database import Connection, Link, PostgresSettings, Purpose
+from hybrid_memory.postgres.database import Connection, Link, Meet, PostgresSettings, Purpose
 from hybrid_memory.postgres.snapshot import PostgresSnapshot
 
 _CHANNEL: Final = "memory_changed"
@@ -33,20 +33,24 @@ NO_CLIENT: Final = "00000000-0000-0000-0000-000000000000"
 class PostgresChangeFeed:
     """`ChangeFeed` on a connection for polling, one for hints, and as many for loads as the settings allow."""
 
-    def __init__(self, settings: PostgresSettings, clock: Clock, *, client_id: str = NO_CLIENT) -> None:
+    def __init__(
+        self, settings: PostgresSettings, clock: Clock, *, client_id: str = NO_CLIENT, meet: Meet | None = None
+    ) -> None:
         self._settings = settings
         self._clock = clock
         self._client_id = client_id
         deadline = settings.feed_deadline
-        self._polling = Link(settings, Purpose(name="feed", deadline=deadline, statement_timeout=deadline))
-        self._hints = Link(settings, Purpose(name="hints", deadline=deadline, statement_timeout=deadline, direct=True))
+        polling = Purpose(name="feed", deadline=deadline, statement_timeout=deadline)
+        hints = Purpose(name="hints", deadline=deadline, statement_timeout=deadline, direct=True)
+        self._polling = Link(settings, polling, meet)
+        self._hints = Link(settings, hints)
         load = Purpose(
             name="load",
             deadline=settings.chunk_deadline,
             statement_timeout=_NO_LIMIT,
             idle_in_transaction=_LONGEST_PAUSE,
         )
-        self._loaders = [Link(settings, load) for _ in range(settings.loads_at_once)]
+        self._loaders = [Link(settings, load, meet) for _ in range(settings.loads_at_once)]
         self._free = list(self._loaders)
         self._room = asyncio.Semaphore(settings.loads_at_once)
 

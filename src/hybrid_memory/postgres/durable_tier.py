@@ -21,7 +21,7 @@ from hybrid_memory.messages import (
 )
 from hybrid_memory.postgres import batches
 from hybrid_memory.postgres.batches import UserChanges
-from hybrid_memory.postgres.database import Connection, Link, PostgresSettings, Purpose, transaction
+from hybrid_memory.postgres.database import Connection, Link, Meet, PostgresSettings, Purpose, transaction
 from hybrid_memory.postgres.deciding import Decided, Lost, Standing, decide
 from hybrid_memory.postgres.roles import Capabilities, check_server
 from hybrid_memory.postgres.rows import node_row, relationship_row
@@ -37,14 +37,14 @@ _Standings: TypeAlias = "dict[tuple[Kind, str], Standing]"
 class PostgresDurableTier:
     """`DurableTier` on one connection: the relay has one batch on its way at a time."""
 
-    def __init__(self, settings: PostgresSettings) -> None:
+    def __init__(self, settings: PostgresSettings, meet: Meet | None = None) -> None:
         self._settings = settings
         purpose = Purpose(
             name="relay",
             deadline=settings.relay_deadline + _HEAD_START,
             statement_timeout=settings.relay_deadline,
         )
-        self._link = Link(settings, purpose)
+        self._link = Link(settings, purpose, meet)
         self._capabilities = Capabilities(server_version=0, pgvector=None)
 
     @property

@@ -6,16 +6,17 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self, cast
 
 from hybrid_memory.changes import Kind, Operation
 from hybrid_memory.clock import Clock, IdSource
-from hybrid_memory.errors import StorageCorrupt
+from hybrid_memory.errors import OtherDatabase, StorageCorrupt
 from hybrid_memory.messages import BatchApplied, Opening
 from hybrid_memory.migrations import Migration, Recorded, load, plan
 from hybrid_memory.sqlite.accepting import Acceptance, QueueBounds, Stored
+from hybrid_memory.sqlite.binding import Binding, read_binding, write_binding
 from hybrid_memory.sqlite.database import Database
 from hybrid_memory.sqlite.dead_letters import SqliteDeadLetters
 from hybrid_memory.sqlite.driver import Driver, choose_driver, create_private
@@ -36,6 +37,7 @@ APPLICATION_ID = 0x484D656D
 class _Identity:
     opening: Opening
     was_clean: bool
+    binding: Binding
 
 
 class HotFile:
@@ -60,6 +62,8 @@ class HotFile:
         self.database = database
         self.opening = identity.opening
         self.was_clean = identity.was_clean
+        self.binding = identity.binding
+        self._meeting = asyncio.Lock()
         self._indexes = SearchIndexes(database.driver, database.path, budget_bytes=index_bytes)
         acceptance = Acceptance(ledger, bounds)
         self.outbox = SqliteOutbox(
@@ -75,8 +79,20 @@ class HotFile:
         self.dead_letters = SqliteDeadLetters(database, ledger, acceptance, self._retried)
 
     @classmethod
-    async def open(cls, slot: Slot, *, clock: Clock, ids: IdSource, bounds: QueueBounds, index_bytes: int) -> Self:
-        """Open the slot's file, making it if needed. Raises `StorageCorrupt`, `StorageFailed`, `SchemaMismatch`."""
+    async def open(
+        cls,
+        slot: Slot,
+        *,
+        clock: Clock,
+        ids: IdSource,
+        bounds: QueueBounds,
+        index_bytes: int,
+        place: str | None = None,
+    ) -> Self:
+        """Open the slot's file, making it if needed; `place` is where its database is, if it has one.
+
+        Raises `StorageCorrupt`, `StorageFailed`, `SchemaMismatch`.
+        """
         driver = choose_driver()
         is_new = not slot.path.exists()
         if is_new:
@@ -91,7 +107,9 @@ class HotFile:
         database = Database(slot.path, driver, hooks)
         try:
             await database.open()
-            identity = await database.prepare(lambda connection: _prepare(connection, driver, ids, is_new=is_new))
+            identity = await database.prepare(
+                lambda connection: _prepare(connection, driver, ids, place, is_new=is_new)
+            )
             database.open_readers()
             await database.write(ledger.read)
         except BaseException:
@@ -139,6 +157,33 @@ class HotFile:
             # What went wrong will go wrong again, and be told, at the first search.
             indexing.exception()
 
+    async def meet(self, met: Binding) -> None:
+        """A connection has reached that database: from now on the file belongs to it.
+
+        If the file belongs to another installation it is given over when nothing in it is unsent, with the copies it
+        holds dropped. Else it raises `OtherDatabase`, and nothing may be sent or loaded.
+        """
+        if met == self.binding:
+            return
+        async with self._meeting:
+            if self.binding.installation not in {None, met.installation}:
+                await self._give_over()
+            await self.database.write(partial(write_binding, met))
+            self.binding = met
+
+    async def _give_over(self) -> None:
+        users = [cursor.user_id for cursor in self.hot.cursors()]
+        queue = self.outbox.state()
+        dropped = not queue.entries and not queue.dead_letters
+        for user_id in users if dropped else ():
+            # Something may have been stored since.
+            dropped = dropped and await self.replica.evict(user_id)
+        if not dropped:
+            raise OtherDatabase(
+                "what is queued in the local file is meant for another database than the one that answers",
+                fix="name that database, or open another data directory; `hybrid-memory outbox list` shows what waits",
+            )
+
     @property
     def index_bytes(self) -> int:
         """Memory held by search indexes."""
@@ -170,14 +215,16 @@ class HotFile:
             self.slot.release()
 
 
-def _prepare(connection: sqlite3.Connection, driver: Driver, ids: IdSource, *, is_new: bool) -> _Identity:
+def _prepare(
+    connection: sqlite3.Connection, driver: Driver, ids: IdSource, place: str | None, *, is_new: bool
+) -> _Identity:
     try:
         _check_ours(connection)
         _migrate(connection)
         clean = is_new or _meta(connection).get("clean") == "1"
         if not clean:
             _check_whole(connection)
-        return _identify(connection, ids, was_clean=clean)
+        return _identify(connection, ids, place, was_clean=clean)
     except driver.errors as error:
         raise driver.translate(error) from None
 
@@ -229,7 +276,7 @@ def _meta(connection: sqlite3.Connection) -> dict[str, str]:
     return cast("dict[str, str]", dict(connection.execute("select key, value from meta").fetchall()))
 
 
-def _identify(connection: sqlite3.Connection, ids: IdSource, *, was_clean: bool) -> _Identity:
+def _identify(connection: sqlite3.Connection, ids: IdSource, place: str | None, *, was_clean: bool) -> _Identity:
     meta = _meta(connection)
     client_id = meta.get("client_id") or ids.new()
     number = int(meta.get("open_number", "0")) + 1
@@ -240,8 +287,14 @@ def _identify(connection: sqlite3.Connection, ids: IdSource, *, was_clean: bool)
         [("client_id", client_id), ("open_number", str(number)), ("open_token", token), ("clean", "0")],
     )
     connection.execute("insert into meta (key, value) values ('last_seq', '0') on conflict do nothing")
+    binding = read_binding(connection)
+    if binding.place is None:
+        # Before its database was ever reached: what is queued meanwhile is meant for that one.
+        binding = replace(binding, place=place)
+        write_binding(binding, connection)
     connection.execute("commit")
-    return _Identity(opening=Opening(client_id=client_id, number=number, token=token), was_clean=was_clean)
+    opening = Opening(client_id=client_id, number=number, token=token)
+    return _Identity(opening=opening, was_clean=was_clean, binding=binding)
 
 
 def _nobody_waits() -> None:

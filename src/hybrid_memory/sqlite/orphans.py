@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from hybrid_memory.errors import HybridMemoryError, SchemaMismatch, StorageCorrupt, StorageFailed
 from hybrid_memory.messages import LeftBehind
-from hybrid_memory.sqlite.driver import Driver, configure_reader
+from hybrid_memory.sqlite.binding import UNBOUND, Binding, read_binding
 from hybrid_memory.sqlite.hot_file import HotFile
+from hybrid_memory.sqlite.peek import has_tables, peeked
 from hybrid_memory.sqlite.slots import Slot, existing_slots, slot_path, try_slot
 
 # What only a person, or another version of the program, can mend: not tried again until the file is another.
@@ -37,31 +38,30 @@ class _Known:
     """What was found in a file when it bore the mark."""
 
     mark: _Mark
-    left: LeftBehind | None
+    left: LeftBehind | None = None
+    binding: Binding = UNBOUND
     refusal: HybridMemoryError | None = None
 
 
 class SqliteOrphans:
     """`Orphans` among the slots of a data directory, all but our own."""
 
-    def __init__(
-        self, data_dir: Path, *, own: int, driver: Driver, open_file: Callable[[Slot], Awaitable[HotFile]]
-    ) -> None:
+    def __init__(self, data_dir: Path, *, own: HotFile, open_file: Callable[[Slot], Awaitable[HotFile]]) -> None:
         self._data_dir = data_dir
         self._own = own
-        self._driver = driver
+        self._driver = own.database.driver
         self._open_file = open_file
         self._known: dict[int, _Known] = {}
 
     def slots(self) -> list[int]:
         """The other slots that have a file."""
         try:
-            return [number for number in existing_slots(self._data_dir) if number != self._own]
+            return [number for number in existing_slots(self._data_dir) if number != self._own.slot.number]
         except OSError as error:
             raise _unusable(error) from None
 
     async def look(self, slot: int) -> LeftBehind | None:
-        """What a dead owner left queued.
+        """What a dead owner left queued for our database.
 
         Asked again and again, so a file that has not changed since it was looked at is neither locked nor opened. The
         lock is taken and given back on the thread: nothing is left locked by a caller that goes away.
@@ -75,7 +75,8 @@ class SqliteOrphans:
             self._known[slot] = known
         if known.refusal is not None:
             raise known.refusal.with_traceback(None)
-        return known.left
+        # What is queued for another database is for whoever works with that one.
+        return known.left if self._own.binding.is_of(known.binding) else None
 
     async def open(self, slot: int) -> HotFile | None:
         """Take the slot and open its file: a new opening, so a copy, or whoever held it before, is fenced."""
@@ -83,13 +84,19 @@ class SqliteOrphans:
         if taken is None:
             return None
         try:
-            return await self._open_file(taken)
+            file = await self._open_file(taken)
         except BaseException as error:
             if isinstance(error, _BEYOND_USE):
                 # Before the lock is free: what changes from here on is somebody else's doing.
-                self._known[slot] = _Known(_mark(taken.path), None, error)
+                self._known[slot] = _Known(_mark(taken.path), refusal=error)
             taken.release()
             raise
+        try:
+            await file.meet(self._own.binding)
+        except BaseException:
+            await file.close()
+            raise
+        return file
 
     def _take(self, slot: int) -> Slot | None:
         try:
@@ -106,40 +113,23 @@ class SqliteOrphans:
             if mark.file is None:
                 return None
             try:
-                return _Known(mark, self._read(taken.path, mark))
+                with peeked(self._driver, taken.path) as connection:
+                    return _Known(mark, *_read(connection))
             except _BEYOND_USE as refusal:
-                return _Known(mark, None, refusal)
+                return _Known(mark, refusal=refusal)
         finally:
             taken.release()
 
-    def _read(self, path: Path, mark: _Mark) -> LeftBehind | None:
-        # Through SQLite, for plain reads would cancel its locks, and read-only, for nothing may change where nothing is
-        # to be done. After a clean end there is no log; an ordinary read-only connection would make one and could not
-        # remove it. But under the slot's lock the file keeps still and can be read without. After a kill -9 the log is
-        # there, is read along, and stays.
-        has_log = mark.log is not None and mark.log.size > 0
-        try:
-            connection = self._driver.connect(path, read_only=True, still=not has_log)
-            try:
-                configure_reader(connection)
-                return _left_behind(connection)
-            finally:
-                connection.close()
-        except self._driver.errors as error:
-            raise self._driver.translate(error) from None
 
-
-def _left_behind(connection: sqlite3.Connection) -> LeftBehind | None:
-    (tables,) = connection.execute(
-        "select count(*) from sqlite_master where type = 'table' and name in ('outbox', 'meta')"
-    ).fetchone()
-    if tables == 0:
-        return None  # its maker died before the first table
+def _read(connection: sqlite3.Connection) -> tuple[LeftBehind | None, Binding]:
+    if not has_tables(connection):
+        return None, UNBOUND
+    binding = read_binding(connection)
     users = connection.execute("select distinct user_id from outbox").fetchall()
     if not users:
-        return None
+        return None, binding
     (client_id,) = connection.execute("select value from meta where key = 'client_id'").fetchone()
-    return LeftBehind(client_id=client_id, users=frozenset(user_id for (user_id,) in users))
+    return LeftBehind(client_id=client_id, users=frozenset(user_id for (user_id,) in users)), binding
 
 
 def _mark(path: Path) -> _Mark:

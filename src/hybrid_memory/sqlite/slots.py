@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,12 +76,18 @@ def try_slot(data_dir: Path, number: int) -> Slot | None:
     return Slot(number=number, path=path, lock_fd=fd)
 
 
-def take_slot(data_dir: Path) -> Slot:
-    """The first slot whose lock is free: a dead owner's file and queue are carried on by whoever comes next."""
+def take_slot(data_dir: Path, *, suits: Callable[[Path], bool] = lambda _: True) -> Slot:
+    """The first slot whose lock is free and whose file suits, or that has none.
+
+    So a dead owner's file and queue are carried on by whoever comes next. Raises `DataDirBusy`.
+    """
     for number in range(MAX_SLOTS):
         slot = try_slot(data_dir, number)
-        if slot is not None:
+        if slot is None:
+            continue
+        if not slot.path.exists() or suits(slot.path):
             return slot
+        slot.release()
     raise DataDirBusy(f"all {MAX_SLOTS} slots of the data directory are in use", fix="use another data directory")
 
 
