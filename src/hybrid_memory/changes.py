@@ -171,6 +171,25 @@ def merge_patch(target: JsonValue, patch: JsonValue) -> JsonValue:
     return merged
 
 
+def patch_between(before: str, after: str) -> str:
+    """The merge patch that makes the object `after` of the object `before`, both canonical JSON text."""
+    patch = _patch(cast("JsonObject", orjson.loads(before)), cast("JsonObject", orjson.loads(after)))
+    return orjson.dumps(patch, option=orjson.OPT_SORT_KEYS).decode()
+
+
+def _patch(before: JsonObject, after: JsonObject) -> JsonObject:
+    patch: JsonObject = {name: None for name in before if name not in after}
+    for name, value in after.items():
+        former = before.get(name)
+        if isinstance(former, dict) and isinstance(value, dict):
+            inner = _patch(former, value)
+            if inner:
+                patch[name] = inner
+        elif name not in before or former != value or type(former) is not type(value):
+            patch[name] = value
+    return patch
+
+
 def merge_text(target: str, patch: str) -> str:
     """`merge_patch` on canonical JSON text."""
     merged = merge_patch(cast("JsonValue", orjson.loads(target)), cast("JsonValue", orjson.loads(patch)))

@@ -15,6 +15,7 @@ from hybrid_memory import embedded
 from hybrid_memory.absent import AbsentPostgres
 from hybrid_memory.clock import Clock, IdSource
 from hybrid_memory.errors import DataDirBusy, HybridMemoryError, Misconfigured
+from hybrid_memory.messages import Identity
 from hybrid_memory.ports import ChangeFeed, DurableTier, Orphans
 from hybrid_memory.postgres.change_feed import PostgresChangeFeed
 from hybrid_memory.postgres.database import PostgresSettings
@@ -247,8 +248,8 @@ def _over(
     )
     place = EMBEDDED_PLACE if mode is PostgresMode.EMBEDDED else place_of(dsn)
 
-    async def meet(installation: str) -> None:
-        await file.meet(Binding(place=place, installation=installation))
+    async def meet(met: Identity) -> None:
+        await file.meet(Binding(place=place, installation=met.installation, lineage=met.lineage))
 
     tier = PostgresDurableTier(server, meet)
     feed = PostgresChangeFeed(server, clock, client_id=file.opening.client_id, meet=meet)

@@ -67,9 +67,13 @@ class Buried:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rewritten:
-    """A user's past was rewritten in Postgres (restore, failover): the copy is loaded anew."""
+    """A user's past was rewritten in Postgres (restore, failover, erasure): the copy was loaded anew.
+
+    `queued_again` operations carry what had been acknowledged there and is missing now.
+    """
 
     user_id: str
+    queued_again: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -94,6 +94,8 @@ def _diagnose(
     elif staff.feed.silent_seconds > LONGEST_SILENCE_SECONDS:
         causes.append(f"Postgres has not answered for {staff.feed.silent_seconds:.1f} s")
     causes += [f"{count} users' writes wait: {code}" for code, count in Counter(staff.relay.set_aside.values()).items()]
+    if left := staff.restorer.users_left:
+        causes.append(f"Postgres was failed over or restored: {left} users' copies are still to be compared with it")
     causes += [f"the service {name} is dead" for name, state in services.items() if state == "dead"]
     if queue.dead_letters:
         causes.append(f"{queue.dead_letters} dead letters wait for a person")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from asyncio import Future
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self, TypeAlias
+from typing import Final, NamedTuple, Self, TypeAlias
 
 from hybrid_memory.changes import Operation
 from hybrid_memory.filters import Predicate
@@ -36,6 +36,18 @@ class Opening:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Which server answers. `installation` is drawn when the schema is made, and goes along in a dump.
+
+    `lineage` is another one after a failover that may have lost something, and after a restore from a backup or a dump;
+    None of a standby, which has none of its own.
+    """
+
+    installation: str
+    lineage: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
     """A user's head in the durable tier. `timeline` tells servers apart that went different ways after a failover.
 
@@ -50,12 +62,16 @@ class Head:
     done_seq: int = 0
 
 
+REWOUND: Final = -1
+"""The timeline of a copy whose server has lost some of its past since, or may have: it must be compared."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cursor:
     """How far a user's local copy has come. Times are microseconds.
 
     `epoch` is None while the user has no head in Postgres or was not loaded; `erased_rev` is -1 while Postgres has
-    not been asked.
+    not been asked; `timeline` is 0 while it is not known, and `REWOUND` when the copy is in doubt.
     """
 
     user_id: str

@@ -157,10 +157,12 @@ class Replica(Protocol):
         """Add relationships to an invisible generation."""
         ...
 
-    async def show_load(self, generation: int, *, complete: bool) -> bool:
+    async def show_load(self, generation: int, *, complete: bool) -> int | None:
         """Make the generation visible with its cursor in one step, our queued changes laid over it.
 
-        False when that is no longer to be: the user was erased meanwhile, or a later load was begun.
+        Where the copy it replaces was in doubt, what it held and the generation lacks is queued again; returns how many
+        operations that took. None when it is no longer to be shown: the user was erased meanwhile, or a later load was
+        begun.
         """
         ...
 
@@ -181,6 +183,30 @@ class Replica(Protocol):
 
         Returns how many rows were removed from which table.
         """
+        ...
+
+
+class Past(Protocol):
+    """What is known here of a past that the durable tier may have lost."""
+
+    def users_in_doubt(self) -> list[str]:
+        """Users whose copy has not been compared since the server's past was rewritten."""
+        ...
+
+    def erasures_in_doubt(self) -> Mapping[str, int]:
+        """Erasures that the server may not know of any more, by user: the revision of each."""
+        ...
+
+    async def erase_again(self, user_id: str) -> None:
+        """Queue the erasure of a user once more; what is here of the user was stored after it and stays."""
+        ...
+
+    async def erasure_stands(self, user_id: str) -> None:
+        """The server knows of the erasure."""
+        ...
+
+    async def copy_stands(self, head: Head) -> None:
+        """The user's copy, complete and at that head's revision, is what the server holds."""
         ...
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
 
 from hybrid_memory.clock import Clock
 from hybrid_memory.errors import DurableTierError
 from hybrid_memory.events import LoadFinished, LoadStarted, Rewritten, Sink
 from hybrid_memory.graph import Progress
-from hybrid_memory.messages import Cursor, FlatRow, Head
-from hybrid_memory.ports import ChangeFeed, HotTier, Replica
+from hybrid_memory.messages import REWOUND, Cursor, FlatRow, Head
+from hybrid_memory.ports import ChangeFeed, HotTier, Past, Replica
 
 ProgressHook = Callable[[Progress], None]
 
@@ -21,8 +22,11 @@ CHUNKS_IN_FLIGHT = 2
 class Preload:
     """Brings users' copies up to date. Many callers for one user share one load; leaving it does not stop it."""
 
-    def __init__(self, *, hot: HotTier, replica: Replica, feed: ChangeFeed, clock: Clock, events: Sink) -> None:
+    def __init__(
+        self, *, hot: HotTier, replica: Replica, past: Past, feed: ChangeFeed, clock: Clock, events: Sink
+    ) -> None:
         self._hot = hot
+        self._past = past
         self._replica = replica
         self._feed = feed
         self._clock = clock
@@ -125,8 +129,23 @@ class Preload:
             if await self._take_difference(cursor, heads[0] if heads else None):
                 self._report(user_id, 0, 0, finished=True)
                 return True
-            self._events.emit(Rewritten(user_id=user_id))
+            if await self._still_agrees(cursor):
+                self._report(user_id, 0, 0, finished=True)
+                return True
         return await self._load_all(user_id)
+
+    async def _still_agrees(self, cursor: Cursor) -> bool:
+        """Whether a copy in doubt is what the server holds all the same: then comparing is all it takes."""
+        user_id = cursor.user_id
+        if cursor.timeline != REWOUND or self._hot.queued_of(user_id):
+            return False
+        ours, theirs = await self._hot.digest(user_id), await self._feed.digest(user_id)
+        heads = await self._feed.heads([user_id])
+        now = self._hot.cursor(user_id)
+        if ours != theirs or not heads or now is None or not continues(replace(now, timeline=0), heads[0]):
+            return False
+        await self._past.copy_stands(heads[0])
+        return is_current(replace(now, timeline=0), heads[0])
 
     async def _take_difference(self, cursor: Cursor, head: Head | None) -> bool:
         """Absorb what is newer than the cursor; False when the copy cannot be continued and must be loaded anew."""
@@ -151,7 +170,11 @@ class Preload:
     async def _load_all(self, user_id: str) -> bool:
         self._events.emit(LoadStarted(user_id=user_id))
         started = self._clock.monotonic()
-        async with self._feed.snapshot(user_id, after_rev=None) as snapshot:
+        former = self._hot.cursor(user_id)
+        known = former is not None and (former.complete or former.timeline == REWOUND)
+        # To tell what was lost from what was deleted, the tombstones are needed too.
+        after_rev = 0 if known else None
+        async with self._feed.snapshot(user_id, after_rev=after_rev) as snapshot:
             await self._obey_erasure(user_id, snapshot.head)
             generation = await self._replica.begin_load(snapshot.head)
             if generation is None:
@@ -162,8 +185,11 @@ class Preload:
             edges = await self._stream(
                 user_id, snapshot.relationships(), generation, self._replica.add_relationships, nodes, snapshot.expected
             )
-        if not await self._replica.show_load(generation, complete=True):
+        restored = await self._replica.show_load(generation, complete=True)
+        if restored is None:
             return False
+        if former is not None and former.complete:
+            self._events.emit(Rewritten(user_id=user_id, queued_again=restored))
         self._report(user_id, nodes + edges, nodes + edges, finished=True)
         self._finished(user_id, nodes, edges, started, full=True)
         return True

@@ -22,6 +22,7 @@ from hybrid_memory.messages import Applied, BatchApplied
 from hybrid_memory.ports import DurableTier, OpenFile
 from hybrid_memory.preload import Preload, continues
 from hybrid_memory.relay import Relay
+from hybrid_memory.restorer import Restorer
 from hybrid_memory.retry import Backoff, Breaker
 from hybrid_memory.service import Service
 from hybrid_memory.settings import Settings
@@ -29,7 +30,7 @@ from hybrid_memory.sweeper import Sweeper
 
 
 class Staff:
-    """Relay, feed, listener, hinter, keeper, adopter and sweeper. Without a Postgres only the sweeper works."""
+    """Relay, feed, listener, hinter, keeper, adopter, restorer, sweeper; without a Postgres the sweeper alone."""
 
     def __init__(
         self,
@@ -48,7 +49,9 @@ class Staff:
         self._open_users = open_users
         self._on_decided = on_decided
         self.deliveries = Deliveries()
-        self.preload = Preload(hot=file.hot, replica=file.replica, feed=durable.feed, clock=clock, events=events)
+        self.preload = Preload(
+            hot=file.hot, replica=file.replica, past=file.past, feed=durable.feed, clock=clock, events=events
+        )
         self.barrier = self._make_barrier(tiers)
         self._relay_of = partial(
             make_relay,
@@ -76,11 +79,20 @@ class Staff:
         self.relay_service = Service(self.relay, events)
         self.feed_service = Service(self.feed, events)
         self._hinter_service = Service(self._hinter, events)
+        self.restorer = Restorer(
+            past=file.past,
+            feed=durable.feed,
+            bring_up_to_date=self.preload.bring_up_to_date,
+            is_persistent=is_persistent,
+            uniform=uniform,
+        )
+        self._restorer_service = Service(self.restorer, events)
         self.services = self._hire(tiers, settings, clock, events, uniform)
         if durable.mode is not PostgresMode.OFF and not tiers.insists:
             self.services.append(Service(self._adopter(tiers, is_persistent, events, uniform), events))
         file.on_accepted = self.carry
         file.on_rejected = self._rejected
+        file.on_rewound = self._restorer_service.wake
 
     def _make_barrier(self, tiers: Tiers) -> Barrier:
         file = tiers.file
@@ -107,7 +119,7 @@ class Staff:
         services = [Service(sweeper, events)]
         if durable.mode is PostgresMode.OFF:
             return services
-        services += [self.relay_service, self.feed_service, self._hinter_service]
+        services += [self.relay_service, self.feed_service, self._hinter_service, self._restorer_service]
         if settings.pooler == "none":
             services.append(Service(Listener(durable.feed, self.feed_service.wake, uniform), events))
         if durable.mode is PostgresMode.EMBEDDED:

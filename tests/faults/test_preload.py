@@ -251,6 +251,7 @@ async def test_a_load_cut_short_leaves_nothing_to_see_and_the_next_one_starts_af
         assert kept == NODES, "rows of the load that was cut short stay in the file"
 
 
+@pytest.mark.usefixtures("one_place")
 async def test_a_handle_works_on_what_the_file_has_while_postgres_is_away(postgres: Database, tmp_path: Path) -> None:
     async with opened(postgres, tmp_path / "data") as manager:
         memory = await manager.ensure_user_memories(USER)

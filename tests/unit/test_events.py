@@ -44,7 +44,7 @@ _TOLD: list[tuple[Event, str, str]] = [
     ),
     (Recovered(failures=3), "info", "postgres_reachable_again"),
     (Buried(user_id="ann", op_id="o", sqlstate="22P05"), "error", "operation_buried"),
-    (Rewritten(user_id="ann"), "warning", "user_history_rewritten"),
+    (Rewritten(user_id="ann", queued_again=0), "warning", "user_history_rewritten"),
     (Adopted(slot=1, operations=7), "info", "queue_of_dead_owner_carried"),
     (ServiceFailed(service="relay", error="KeyError"), "error", "service_failed"),
 ]

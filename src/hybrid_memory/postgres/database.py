@@ -14,7 +14,7 @@ from urllib.parse import quote
 import asyncpg
 
 from hybrid_memory.errors import Closed, HybridMemoryError, OutcomeUnknown, ReadOnly, Unreachable
-from hybrid_memory.messages import Disputed
+from hybrid_memory.messages import Disputed, Identity
 from hybrid_memory.postgres.failures import DRIVER_FAILURES, explain, explained
 
 T = TypeVar("T")
@@ -93,8 +93,15 @@ class Connection(asyncpg.Connection):
 
 
 # Read from the catalogue, for the function is missing from a schema that the self-test is still to refuse.
-_INSTALLATION: Final[LiteralString] = """
-    select substring(p.prosrc from '[0-9a-f-]{36}') from pg_catalog.pg_proc p
+# The lineage changes with the cluster, with a promotion, and when the tables were made anew from a dump.
+_IDENTITY: Final[LiteralString] = """
+    select substring(p.prosrc from '[0-9a-f-]{36}') as installation,
+           case when not pg_is_in_recovery() then
+               (select case when has_function_privilege('pg_control_system()', 'execute')
+                       then (select system_identifier::text from pg_control_system()) else '-' end)
+               || ':' || left(pg_walfile_name(pg_current_wal_lsn()), 8) || ':' || c.oid::text end as lineage
+    from pg_catalog.pg_proc p
+    left join pg_catalog.pg_class c on c.relnamespace = p.pronamespace and c.relname = 'heads'
     where p.pronamespace = to_regnamespace('memory') and p.proname = 'installation'
 """
 
@@ -199,14 +206,14 @@ class _Deadline:
             self._timer = asyncio.get_running_loop().call_at(self._due, self._look)
 
 
-Meet: TypeAlias = Callable[[str], Awaitable[None]]
-"""Told which installation a new connection has reached; raises `OtherDatabase` for one that is not to be used."""
+Meet: TypeAlias = Callable[[Identity], Awaitable[None]]
+"""Told which server a new connection has reached; raises `OtherDatabase` for one that is not to be used."""
 
 
 class Link:
     """One connection, opened at the first use, used by one call at a time, and replaced after it failed.
 
-    Of every new connection `meet` is told which installation it has reached, before anything else is asked there.
+    Of every new connection `meet` is told which server it has reached, before anything else is asked there.
     """
 
     def __init__(self, settings: PostgresSettings, purpose: Purpose, meet: Meet | None = None) -> None:
@@ -302,9 +309,9 @@ class Link:
         self._connection = connection
         if self._meet is not None:
             try:
-                installation = await self.step(connection.fetchval(_INSTALLATION))
-                if installation is not None:
-                    await self._meet(installation)
+                met = await self.step(connection.fetchrow(_IDENTITY))
+                if met is not None:
+                    await self._meet(Identity(installation=met["installation"], lineage=met["lineage"]))
             except BaseException:
                 self._cut(connection)
                 raise

@@ -170,6 +170,23 @@ class Acceptance:
         queued.append(self.enqueue(burial))
         return Stored(operations=tuple(queued), user_no=user_no, row_id=row_id)
 
+    def store_erasure(self, user_id: str, connection: sqlite3.Connection) -> Operation:
+        """Queue the erasure of a user, also where the queue is full: it makes room."""
+        ledger = self._ledger
+        queued = Operation(
+            seq=ledger.next_seq(connection),
+            op_id=ledger.new_id(),
+            user_id=user_id,
+            kind=Kind.ERASE,
+            entity_id=user_id,
+            base=0,
+            delta=0,
+            stamp=ledger.next_stamp(),
+            payload="{}",
+            accepted_at=ledger.now_us(),
+        )
+        return self.enqueue(queued)
+
     def _is_live(self, row: NodeRow) -> bool:
         expired = row.expires_at is not None and row.expires_at <= self._ledger.now_us()
         return row.deleted_at is None and not expired

@@ -11,19 +11,20 @@ from hybrid_memory.errors import HybridMemoryError
 from hybrid_memory.sqlite.driver import choose_driver
 from hybrid_memory.sqlite.peek import has_tables, peeked
 
-_KEYS = {"place": "database_place", "installation": "database_installation"}
+_PLACE, _INSTALLATION, _LINEAGE = "database_place", "database_installation", "database_lineage"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Binding:
     """What a file knows of its database, None while it was never told.
 
-    `place` is where the database is looked for, known without asking it; `installation` is how it names itself,
-    known since it was first reached.
+    `place` is where the database is looked for, known without asking it; `installation` and `lineage` are what its
+    server said of itself when it was reached last (`Identity`).
     """
 
     place: str | None = None
     installation: str | None = None
+    lineage: str | None = None
 
     def may_serve(self, place: str | None) -> bool:
         """Whether a process whose database is at `place` may take the file. One without a database takes any."""
@@ -53,12 +54,12 @@ def suits(path: Path, place: str | None) -> bool:
 def read_binding(connection: sqlite3.Connection) -> Binding:
     """What the file's `meta` says."""
     meta = cast("dict[str, str]", dict(connection.execute("select key, value from meta").fetchall()))
-    return Binding(place=meta.get(_KEYS["place"]), installation=meta.get(_KEYS["installation"]))
+    return Binding(place=meta.get(_PLACE), installation=meta.get(_INSTALLATION), lineage=meta.get(_LINEAGE))
 
 
 def write_binding(binding: Binding, connection: sqlite3.Connection) -> None:
     """Note in `meta` what is known; what is not stays as it was."""
-    known = [(_KEYS["place"], binding.place), (_KEYS["installation"], binding.installation)]
+    known = [(_PLACE, binding.place), (_INSTALLATION, binding.installation), (_LINEAGE, binding.lineage)]
     connection.executemany(
         "insert into meta (key, value) values (?, ?) on conflict (key) do update set value = excluded.value",
         [(key, value) for key, value in known if value is not None],

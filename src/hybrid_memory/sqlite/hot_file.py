@@ -23,6 +23,7 @@ from hybrid_memory.sqlite.driver import Driver, choose_driver, create_private
 from hybrid_memory.sqlite.hot_tier import SqliteHotTier
 from hybrid_memory.sqlite.ledger import Ledger
 from hybrid_memory.sqlite.outbox import SqliteOutbox
+from hybrid_memory.sqlite.past import SqlitePast, doubt
 from hybrid_memory.sqlite.replica import Shown, SqliteReplica
 from hybrid_memory.sqlite.scratch import SqliteScratch
 from hybrid_memory.sqlite.search_index import SearchIndexes
@@ -58,6 +59,8 @@ class HotFile:
         self.on_accepted: Callable[[], None] = _nobody_waits
         # Called with the operations that an erasure took out of the queue.
         self.on_rejected: Callable[[Sequence[Operation]], None] = _nobody_asks
+        # Called when something that Postgres had confirmed has come into doubt.
+        self.on_rewound: Callable[[], None] = _nobody_waits
         self._indexing: set[asyncio.Future[None]] = set()
         self.database = database
         self.opening = identity.opening
@@ -65,6 +68,7 @@ class HotFile:
         self.binding = identity.binding
         self._meeting = asyncio.Lock()
         self._indexes = SearchIndexes(database.driver, database.path, budget_bytes=index_bytes)
+        self._ledger = ledger
         acceptance = Acceptance(ledger, bounds)
         self.outbox = SqliteOutbox(
             database,
@@ -75,6 +79,12 @@ class HotFile:
         )
         self.hot = SqliteHotTier(database, self._indexes, clock, self.outbox.settling, self.outbox.queued_of)
         self.replica = SqliteReplica(database, ledger, acceptance, self._shown)
+        self.past = SqlitePast(
+            database,
+            acceptance,
+            on_queued=self._retried,
+            on_confirmed=self.hot.cursor_changed,
+        )
         self.scratch = SqliteScratch(database, acceptance, clock, self.outbox.accept)
         self.dead_letters = SqliteDeadLetters(database, ledger, acceptance, self._retried)
 
@@ -141,6 +151,8 @@ class HotFile:
             self.outbox.erased(shown.user_id, shown.erasure_seq)
         if shown.rejected:
             self.on_rejected(shown.rejected)
+        if shown.restored:
+            self._retried()
         self.hot.moved(shown.user_id, shown.user_no)
         self.hot.erasure_settled(shown.user_id)
         if shown.loaded and shown.user_no is not None:
@@ -161,15 +173,29 @@ class HotFile:
         """A connection has reached that database: from now on the file belongs to it.
 
         If the file belongs to another installation it is given over when nothing in it is unsent, with the copies it
-        holds dropped. Else it raises `OtherDatabase`, and nothing may be sent or loaded.
+        holds dropped. Else it raises `OtherDatabase`, and nothing may be sent or loaded. If the server's past was
+        rewritten, all that it had confirmed is in doubt from now on (`past`).
         """
+        if met.lineage is None:
+            met = replace(met, lineage=self.binding.lineage)
         if met == self.binding:
             return
         async with self._meeting:
             if self.binding.installation not in {None, met.installation}:
                 await self._give_over()
-            await self.database.write(partial(write_binding, met))
+            rewound = await self.database.write(partial(self._note, met))
             self.binding = met
+        if rewound:
+            self.hot.cursors_changed()
+            self.on_rewound()
+
+    def _note(self, met: Binding, connection: sqlite3.Connection) -> bool:
+        # Held against the file and not against memory: a former opening may not have compared everything either.
+        rewound = read_binding(connection).lineage not in {None, met.lineage}
+        if rewound:
+            doubt(connection, self._ledger.now_us())
+        write_binding(met, connection)
+        return rewound
 
     async def _give_over(self) -> None:
         users = [cursor.user_id for cursor in self.hot.cursors()]

@@ -150,6 +150,10 @@ class SqliteHotTier:
         if self._cursors is not None:
             self._cursors.pop(user_id, None)
 
+    def cursors_changed(self) -> None:
+        """Note that a commit may have changed any user's cursor in the file."""
+        self._cursors = None
+
     def cursors(self) -> list[Cursor]:
         """The cursors of all users held."""
         return [self._settling.cursor(cursor) for cursor in self._stored_cursors()]

@@ -46,8 +46,6 @@ class Ledger:
         # The last queue number whose writer has been answered, or is about to be.
         self.answered_seq = 0
         self.staging = Staging()
-        # Erasures that this opening carried to Postgres: a snapshot from before one may still be on its way here.
-        self.erasures: dict[str, int] = {}
 
     def now_us(self) -> int:
         """Wall-clock microseconds."""

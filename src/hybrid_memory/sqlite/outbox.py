@@ -24,6 +24,7 @@ from hybrid_memory.payloads import carried_relationship
 from hybrid_memory.sqlite.accepting import Acceptance, Stored
 from hybrid_memory.sqlite.database import Database
 from hybrid_memory.sqlite.ledger import Ledger
+from hybrid_memory.sqlite.past import remember_erasures
 from hybrid_memory.sqlite.rows import SqlRow, operation
 from hybrid_memory.sqlite.settling import Settling
 from hybrid_memory.sqlite.staging import move_cursors, number_nodes
@@ -210,7 +211,7 @@ class SqliteOutbox:
             self._ledger.count_bytes(connection)
         number_nodes(connection, nodes)
         self._number_relationships(connection, relationships)
-        self._ledger.erasures |= erasures
+        remember_erasures(connection, erasures, now_us)
         connection.executemany(
             "update users set erased_rev = ? where user_id = ?", [(rev, user) for user, rev in erasures.items()]
         )

@@ -17,6 +17,8 @@ from hybrid_memory.payloads import carried_node, carried_relationship
 from hybrid_memory.sqlite.accepting import Acceptance
 from hybrid_memory.sqlite.database import Database
 from hybrid_memory.sqlite.ledger import Ledger
+from hybrid_memory.sqlite.past import remember_erasures
+from hybrid_memory.sqlite.restoring import Restoration
 from hybrid_memory.sqlite.rows import (
     SqlRow,
     find_node,
@@ -38,14 +40,16 @@ SWEEP_STEP = 2_000
 class Shown:
     """What became visible: the user's generation (None: gone) and the node rows that changed in it.
 
-    `loaded` says that all of it is new; `rejected` are operations that an erasure took out of the queue, and
-    `erasure_seq` is its own number where it was queued itself, else 0.
+    `loaded` says that all of it is new, `restored` how many operations were queued again for it; `rejected` are
+    operations that an erasure took out of the queue, and `erasure_seq` is its own number where it was queued itself,
+    else 0.
     """
 
     user_id: str
     user_no: int | None
     row_ids: tuple[int, ...]
     loaded: bool = False
+    restored: int = 0
     rejected: tuple[Operation, ...] = ()
     erasure_seq: int = 0
 
@@ -60,6 +64,7 @@ class SqliteReplica:
         self._ledger = ledger
         self._acceptance = acceptance
         self._on_shown = on_shown
+        self._restoration = Restoration(ledger, acceptance.enqueue)
         # Generations that are being loaded, and from which snapshot; what nobody sees and is not here is swept.
         self._loading: dict[int, Head] = {}
 
@@ -72,7 +77,8 @@ class SqliteReplica:
 
     def _begin(self, head: Head, connection: sqlite3.Connection) -> int | None:
         user_id = head.user_id
-        if head.erased_rev < self._ledger.erasures.get(user_id, 0):
+        later = "select 1 from erasures where user_id = ? and erased_rev > ?"
+        if connection.execute(later, (user_id, head.erased_rev)).fetchone() is not None:
             return None
         if any(queued.kind is Kind.ERASE for queued in self._queued(connection, user_id, user_id)):
             return None
@@ -103,14 +109,16 @@ class SqliteReplica:
         first = self._ledger.next_row_id(connection, len(rows))
         insert_relationships(connection, [(row_id, generation, *row) for row_id, row in enumerate(rows, first)])
 
-    async def show_load(self, generation: int, *, complete: bool) -> bool:
+    async def show_load(self, generation: int, *, complete: bool) -> int | None:
         """Make the generation visible with its cursor in one step, our queued changes laid over it.
 
-        False when that is no longer to be: the user was erased meanwhile, or a later load was begun.
+        Where the copy it replaces was in doubt, what it held and the generation lacks is queued again; returns how many
+        operations that took. None when it is no longer to be shown: the user was erased meanwhile, or a later load was
+        begun.
         """
         shown = await self._database.write(partial(self._show, generation, complete=complete), after=self._tell)
         self._loading.pop(generation, None)
-        return shown is not None
+        return None if shown is None else shown.restored
 
     def _tell(self, shown: Shown | None) -> None:
         if shown is not None:
@@ -121,8 +129,12 @@ class SqliteReplica:
         if head is None:
             return None
         former = self._ledger.known_user_no(connection, head.user_id)
+        restored = 0
         if former is not None:
-            self._carry_over(connection, former, generation, head)
+            if self._is_in_doubt(connection, head):
+                restored = self._restoration.restore(connection, head.user_id, former=former, loaded=generation)
+            else:
+                self._carry_over(connection, former, generation, head)
             connection.execute("insert into generations (user_no) values (?)", (former,))
         for queued in self._queued(connection, head.user_id, after_seq=head.done_seq):
             self._lay_over(connection, generation, queued)
@@ -145,7 +157,17 @@ class SqliteReplica:
         )
         connection.execute("delete from generations where user_no = ?", (generation,))
         self._ledger.show(connection, head.user_id, generation)
-        return Shown(user_id=head.user_id, user_no=generation, row_ids=(), loaded=True)
+        return Shown(user_id=head.user_id, user_no=generation, row_ids=(), loaded=True, restored=restored)
+
+    @staticmethod
+    def _is_in_doubt(connection: sqlite3.Connection, head: Head) -> bool:
+        # Also what the heads alone tell, as behind a pooler that changed the server beneath us.
+        found = connection.execute(
+            "select 1 from users where user_id = ?1 and (timeline not in (0, ?2)"
+            " or complete = 1 and epoch is not null and (epoch <> ?3 or rev > ?4))",
+            (head.user_id, head.timeline, head.epoch, head.rev),
+        ).fetchone()
+        return found is not None
 
     def _carry_over(self, connection: sqlite3.Connection, former: int, generation: int, head: Head) -> None:
         # Our own writes that Postgres took after the snapshot: without them a caller's acknowledged write would be
@@ -236,8 +258,8 @@ class SqliteReplica:
         user_no = self._ledger.known_user_no(connection, head.user_id)
         followed = connection.execute(
             "select 1 from users where user_id = ? and complete = 1 and erased_rev = ?"
-            " and (epoch is null or epoch = ?)",
-            (head.user_id, head.erased_rev, head.epoch),
+            " and (epoch is null or epoch = ?) and timeline in (0, ?)",
+            (head.user_id, head.erased_rev, head.epoch, head.timeline),
         ).fetchone()
         if user_no is None or followed is None:
             # Erased or rewritten since it was asked for: the next look at the heads sees that.
@@ -324,27 +346,10 @@ class SqliteReplica:
                 _remove_rows(connection, hidden)
                 connection.execute("delete from generations where user_no = ?", (hidden,))
         ledger.show(connection, user_id, None)
-        seq = self._queue_erasure(connection, user_id) if erased_rev is None else 0
+        if erased_rev is not None:
+            remember_erasures(connection, {user_id: erased_rev}, ledger.now_us())
+        seq = self._acceptance.store_erasure(user_id, connection).seq if erased_rev is None else 0
         return removed, Shown(user_id=user_id, user_no=None, row_ids=(), rejected=tuple(queued), erasure_seq=seq)
-
-    def _queue_erasure(self, connection: sqlite3.Connection, user_id: str) -> int:
-        ledger = self._ledger
-        seq = ledger.next_seq(connection)
-        self._acceptance.enqueue(
-            Operation(
-                seq=seq,
-                op_id=ledger.new_id(),
-                user_id=user_id,
-                kind=Kind.ERASE,
-                entity_id=user_id,
-                base=0,
-                delta=0,
-                stamp=ledger.next_stamp(),
-                payload="{}",
-                accepted_at=ledger.now_us(),
-            ),
-        )
-        return seq
 
     async def sweep_generations(self) -> int:
         """Remove some rows of generations that nobody sees; 0 when none are left."""

@@ -1,0 +1,8 @@
+-- Erasures that Postgres has confirmed, or that were obeyed here. A server that was rewound to before one may hold what
+-- was erased again; then it is erased again. Nothing of what the user had stored is kept.
+create table erasures (
+    user_id text primary key not null,
+    erased_rev integer not null,
+    erased_at integer not null,
+    in_doubt integer not null default 0
+) strict, without rowid;

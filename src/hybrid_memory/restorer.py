@@ -1,0 +1,70 @@
+"""After a failover or a restore: compares every copy with Postgres and has what was lost there queued again."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from hybrid_memory.errors import HybridMemoryError
+from hybrid_memory.ports import ChangeFeed, Past
+from hybrid_memory.retry import Backoff
+
+# Until what was queued again has been carried, a user that was erased cannot be compared.
+_LOOK_AGAIN_SECONDS: Final = 0.2
+
+
+class Restorer:
+    """Erasures first, so that nothing that was erased is served again; then user by user.
+
+    It has nothing to do until the file says that the server's past was rewritten, and begins again where it was after a
+    restart, for the doubt is kept in the file.
+    """
+
+    name = "restorer"
+
+    def __init__(
+        self,
+        *,
+        past: Past,
+        feed: ChangeFeed,
+        bring_up_to_date: Callable[[str], Awaitable[bool]],
+        is_persistent: Callable[[str], bool],
+        uniform: Callable[[], float],
+    ) -> None:
+        self._past = past
+        self._feed = feed
+        self._bring_up_to_date = bring_up_to_date
+        self._is_persistent = is_persistent
+        self._uniform = uniform
+        self._backoff = Backoff(first_seconds=0.2, cap_seconds=5.0)
+        self._failures = 0
+
+    @property
+    def users_left(self) -> int:
+        """How many users' copies are still to be compared."""
+        return len(self._past.users_in_doubt())
+
+    async def run_once(self) -> float | None:
+        """Compare what is in doubt. None when nothing is any more."""
+        await self._repeat_erasures()
+        for user_id in self._past.users_in_doubt():
+            if self._is_persistent(user_id):
+                await self._bring_up_to_date(user_id)
+        self._failures = 0
+        left = bool(self._past.erasures_in_doubt()) or any(map(self._is_persistent, self._past.users_in_doubt()))
+        return _LOOK_AGAIN_SECONDS if left else None
+
+    def failed(self, error: HybridMemoryError) -> float:  # noqa: ARG002 - every error means: not now
+        """Seconds to leave Postgres alone; the doubt stays."""
+        self._failures += 1
+        return self._backoff.pause(self._failures, self._uniform)
+
+    async def _repeat_erasures(self) -> None:
+        erasures = self._past.erasures_in_doubt()
+        heads = {head.user_id: head for head in await self._feed.heads(list(erasures))} if erasures else {}
+        for user_id, erased_rev in erasures.items():
+            head = heads.get(user_id)
+            if head is not None and head.erased_rev >= erased_rev:
+                await self._past.erasure_stands(user_id)
+            else:
+                await self._past.erase_again(user_id)

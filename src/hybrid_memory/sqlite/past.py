@@ -1,0 +1,95 @@
+"""What the file knows of a past that Postgres may have lost: a failover, a restore from a backup."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from functools import partial
+from typing import Final
+
+from hybrid_memory.changes import Kind
+from hybrid_memory.messages import REWOUND, Head
+from hybrid_memory.sqlite.accepting import Acceptance
+from hybrid_memory.sqlite.database import Database
+
+# Nobody goes back to a backup older than this and wants what was erased since.
+ERASURES_KEPT: Final = timedelta(days=30)
+
+
+class SqlitePast:
+    """`Past` in the hot-tier file."""
+
+    def __init__(
+        self,
+        database: Database,
+        acceptance: Acceptance,
+        *,
+        on_queued: Callable[[], None],
+        on_confirmed: Callable[[str], None],
+    ) -> None:
+        self._database = database
+        self._acceptance = acceptance
+        self._on_queued = on_queued
+        self._on_confirmed = on_confirmed
+
+    def users_in_doubt(self) -> list[str]:
+        """Users whose copy has not been compared since the server's past was rewritten."""
+        rows = self._database.point.execute("select user_id from users where timeline = ?", (REWOUND,)).fetchall()
+        return [user_id for (user_id,) in rows]
+
+    def erasures_in_doubt(self) -> Mapping[str, int]:
+        """Erasures that the server may not know of any more, by user: the revision of each."""
+        rows = self._database.point.execute("select user_id, erased_rev from erasures where in_doubt = 1").fetchall()
+        return dict(rows)
+
+    async def erase_again(self, user_id: str) -> None:
+        """Queue the erasure of a user once more; what is here of the user was stored after it and stays."""
+        await self._database.write(partial(self._erase_again, user_id), after=self._queued)
+
+    def _queued(self, _: None) -> None:
+        self._on_queued()
+
+    def _erase_again(self, user_id: str, connection: sqlite3.Connection) -> None:
+        queued = connection.execute(
+            "select 1 from outbox where user_id = ? and kind = ?", (user_id, Kind.ERASE.value)
+        ).fetchone()
+        if queued is None:
+            self._acceptance.store_erasure(user_id, connection)
+
+    async def erasure_stands(self, user_id: str) -> None:
+        """The server knows of the erasure."""
+        await self._database.write(partial(_trust_erasure, user_id))
+
+    async def copy_stands(self, head: Head) -> None:
+        """The user's copy, complete and at that head's revision, is what the server holds."""
+        await self._database.write(partial(_trust_copy, head), after=lambda _: self._on_confirmed(head.user_id))
+
+
+def doubt(connection: sqlite3.Connection, now_us: int) -> None:
+    """The server's past was rewritten: nothing it had confirmed is certain until it was compared."""
+    connection.execute("update users set timeline = ?", (REWOUND,))
+    kept_since = now_us - ERASURES_KEPT // timedelta(microseconds=1)
+    connection.execute("delete from erasures where erased_at < ?", (kept_since,))
+    connection.execute("update erasures set in_doubt = 1")
+
+
+def remember_erasures(connection: sqlite3.Connection, erasures: Mapping[str, int], now_us: int) -> None:
+    """The server knows of these erasures, by user: the revision of each."""
+    connection.executemany(
+        "insert into erasures (user_id, erased_rev, erased_at) values (?1, ?2, ?3)"
+        " on conflict (user_id) do update set erased_rev = ?2, erased_at = ?3, in_doubt = 0",
+        [(user_id, erased_rev, now_us) for user_id, erased_rev in erasures.items()],
+    )
+
+
+def _trust_erasure(user_id: str, connection: sqlite3.Connection) -> None:
+    connection.execute("update erasures set in_doubt = 0 where user_id = ?", (user_id,))
+
+
+def _trust_copy(head: Head, connection: sqlite3.Connection) -> None:
+    connection.execute(
+        "update users set timeline = ? where user_id = ? and timeline = ? and complete = 1 and rev = ?"
+        " and erased_rev = ?",
+        (head.timeline, head.user_id, REWOUND, head.rev, head.erased_rev),
+    )

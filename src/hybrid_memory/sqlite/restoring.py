@@ -1,0 +1,128 @@
+"""What a rewound Postgres has lost of a user: acknowledged rows that it does not hold any more are queued again."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from typing import Final
+
+from hybrid_memory.changes import Kind, NodeRow, Operation, RelationshipRow, Rule, patch_between
+from hybrid_memory.payloads import node_payload, relationship_payload
+from hybrid_memory.sqlite.accepting import newest_own
+from hybrid_memory.sqlite.ledger import Ledger
+from hybrid_memory.sqlite.rows import find_node, find_relationship
+
+# What has expired is gone for good, and what Postgres never took is in the dead letters.
+_LOST_NODES: Final = """
+    select o.node_id from nodes o
+    left join nodes n on n.user_no = :loaded and n.node_id = o.node_id
+    where o.user_no = :former and (n.row_id is null or n.stamp < o.stamp)
+      and (o.expires_at is null or o.expires_at > :now_us)
+      and not exists (select 1 from dead_letters d where d.user_id = :user_id and d.entity_id = o.node_id)
+    order by o.stamp
+"""
+_LOST_RELATIONSHIPS: Final = """
+    select o.source_id, o.relationship_type, o.target_id from relationships o
+    left join relationships n on n.user_no = :loaded and n.source_id = o.source_id
+        and n.relationship_type = o.relationship_type and n.target_id = o.target_id
+    where o.user_no = :former and (n.row_id is null or n.stamp < o.stamp)
+      and not exists (select 1 from dead_letters d where d.user_id = :user_id and d.entity_id = o.relationship_id)
+    order by o.stamp
+"""
+
+
+class Restoration:
+    """Compares a user's copy with what was loaded, and queues what is missing there or older.
+
+    A row goes as it stands here, under its own stamp and on what stands there, so two processes that restore the same
+    row agree, and what was written after the loss is decided by the merge rules like any other conflict.
+    """
+
+    def __init__(self, ledger: Ledger, enqueue: Callable[[Operation], Operation]) -> None:
+        self._ledger = ledger
+        self._enqueue = enqueue
+
+    def restore(self, connection: sqlite3.Connection, user_id: str, *, former: int, loaded: int) -> int:
+        """Queue what the generation `former` has and `loaded` lacks; returns how many operations that took."""
+        asked = {"user_id": user_id, "former": former, "loaded": loaded, "now_us": self._ledger.now_us()}
+        count = 0
+        for (node_id,) in connection.execute(_LOST_NODES, asked).fetchall():
+            kept, standing = find_node(connection, former, node_id), find_node(connection, loaded, node_id)
+            if kept is not None:
+                count += self._restore_node(connection, user_id, kept[1], standing[1] if standing else None)
+        for ends in connection.execute(_LOST_RELATIONSHIPS, asked).fetchall():
+            edge, other = find_relationship(connection, former, *ends), find_relationship(connection, loaded, *ends)
+            if edge is not None:
+                count += self._restore_relationship(connection, user_id, edge[1], other[1] if other else None)
+        self._ledger.staging.flush(connection)
+        return count
+
+    def _restore_node(
+        self, connection: sqlite3.Connection, user_id: str, kept: NodeRow, standing: NodeRow | None
+    ) -> bool:
+        own = newest_own(connection, user_id, kept.node_id)
+        if own and kept.rev == 0:
+            return False  # never acknowledged: it is queued as it was
+        was_live = standing is not None and standing.deleted_at is None
+        is_live = kept.deleted_at is None
+        patch = None
+        if is_live and kept.entity_system is not None:
+            patch = patch_between(standing.content if standing is not None and was_live else "{}", kept.content)
+        self._queue(
+            connection,
+            user_id,
+            Kind.NODE,
+            kept.node_id,
+            kept.stamp,
+            node_payload(user_id, kept, rule=Rule.REPLACE if patch is None else Rule.MERGE, patch=patch),
+            base=-own or (standing.rev if standing else 0),
+            # What is queued already makes of it what it is here.
+            delta=0 if own else is_live - was_live,
+        )
+        return True
+
+    def _restore_relationship(
+        self, connection: sqlite3.Connection, user_id: str, kept: RelationshipRow, standing: RelationshipRow | None
+    ) -> bool:
+        own = newest_own(connection, user_id, kept.relationship_id)
+        if own:
+            return False  # what is queued carries all there is to a relationship
+        was_live = standing is not None and standing.deleted_at is None
+        self._queue(
+            connection,
+            user_id,
+            Kind.RELATIONSHIP,
+            kept.relationship_id,
+            kept.stamp,
+            relationship_payload(user_id, kept),
+            base=standing.rev if standing else 0,
+            delta=(kept.deleted_at is None) - was_live,
+        )
+        return True
+
+    def _queue(
+        self,
+        connection: sqlite3.Connection,
+        user_id: str,
+        kind: Kind,
+        entity_id: str,
+        stamp: int,
+        payload: str,
+        *,
+        base: int,
+        delta: int,
+    ) -> None:
+        self._enqueue(
+            Operation(
+                seq=self._ledger.next_seq(connection),
+                op_id=self._ledger.new_id(),
+                user_id=user_id,
+                kind=kind,
+                entity_id=entity_id,
+                base=base,
+                delta=delta,
+                stamp=stamp,
+                payload=payload,
+                accepted_at=self._ledger.now_us(),
+            )
+        )
