@@ -23,8 +23,11 @@ from hybrid_memory.embedded.place import Account, server_account
 from hybrid_memory.errors import Misconfigured, Unreachable
 from hybrid_memory.postgres.database import Connection, PostgresSettings, Purpose, connect
 
-SETTINGS: Final[Mapping[str, str]] = MappingProxyType({"max_connections": "60", "wal_keep_size": "256MB"})
-"""What a cluster runs with unless told otherwise: room for a few managers, and logs kept for a standby that lags."""
+SETTINGS: Final[Mapping[str, str]] = MappingProxyType(
+    {"max_connections": "60", "wal_keep_size": "256MB", "wal_retrieve_retry_interval": "50ms"}
+)
+"""What a cluster runs with unless told otherwise: room for a few managers, logs kept for a standby that lags, and a
+standby that streams again as soon as it may."""
 
 _DEADLINE: Final = timedelta(seconds=30)
 _STEP_SECONDS: Final = 0.005
