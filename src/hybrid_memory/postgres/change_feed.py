@@ -16,7 +16,7 @@ from hybrid_memory.errors import Unreachable
 from hybrid_memory.graph import Digest
 from hybrid_memory.messages import Head
 from hybrid_memory.ports import Snapshot
-from hybrid_memory.postgres.database import Connection, Link, PostgresSettings, Purpose
+from hybrid_memory.postgres.database import Connection, Link, PostgresSettings, Purpose, Reach
 from hybrid_memory.postgres.snapshot import PostgresSnapshot
 
 _CHANNEL: Final = "memory_changed"
@@ -38,7 +38,9 @@ class PostgresChangeFeed:
         self._clock = clock
         self._client_id = client_id
         deadline = settings.feed_deadline
-        self._polling = Link(settings, Purpose(name="feed", deadline=deadline, statement_timeout=deadline))
+        self._reach = Reach()
+        polling = Purpose(name="feed", deadline=deadline, statement_timeout=deadline)
+        self._polling = Link(settings, polling, self._reach)
         self._hints = Link(settings, Purpose(name="hints", deadline=deadline, statement_timeout=deadline, direct=True))
         load = Purpose(
             name="load",
@@ -46,7 +48,7 @@ class PostgresChangeFeed:
             statement_timeout=_NO_LIMIT,
             idle_in_transaction=_LONGEST_PAUSE,
         )
-        self._loaders = [Link(settings, load) for _ in range(settings.loads_at_once)]
+        self._loaders = [Link(settings, load, self._reach) for _ in range(settings.loads_at_once)]
         self._free = list(self._loaders)
         self._room = asyncio.Semaphore(settings.loads_at_once)
 
@@ -106,7 +108,9 @@ class PostgresChangeFeed:
 
     @asynccontextmanager
     async def _loader(self) -> AsyncGenerator[Link, None]:
+        failures = self._reach.failures
         async with self._room:
+            self._reach.check(failures)
             link = self._free.pop()
             try:
                 yield link

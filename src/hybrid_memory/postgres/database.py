@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import asyncpg
 
-from hybrid_memory.errors import Closed, HybridMemoryError, OutcomeUnknown, ReadOnly, Unreachable
+from hybrid_memory.errors import Closed, DurableTierError, HybridMemoryError, OutcomeUnknown, ReadOnly, Unreachable
 from hybrid_memory.messages import Disputed
 from hybrid_memory.postgres.failures import DRIVER_FAILURES, explain, explained
 
@@ -192,12 +192,41 @@ class _Deadline:
             self._timer = asyncio.get_running_loop().call_at(self._due, self._look)
 
 
+class Reach:
+    """What the links to one server know together of the way to it.
+
+    Whoever waits for a link or a free place while another tries to connect in vain, fails with it: a hundred callers
+    who would each try for five seconds, one after the other, would wait for minutes.
+    """
+
+    def __init__(self) -> None:
+        self.failures = 0
+        self._away = False
+
+    def failed(self) -> None:
+        """An attempt to connect has failed."""
+        self.failures += 1
+        self._away = True
+
+    def succeeded(self) -> None:
+        """An attempt to connect has not."""
+        self._away = False
+
+    def check(self, failures: int) -> None:
+        """Raise `Unreachable` if attempts have failed since there were so many failures, and none has succeeded."""
+        if self._away and self.failures != failures:
+            raise Unreachable(
+                "Postgres could not be reached by who asked before", fix="see to the server and the way to it"
+            )
+
+
 class Link:
     """One connection, opened at the first use, used by one call at a time, and replaced after it failed."""
 
-    def __init__(self, settings: PostgresSettings, purpose: Purpose) -> None:
+    def __init__(self, settings: PostgresSettings, purpose: Purpose, reach: Reach | None = None) -> None:
         self._settings = settings
         self._purpose = purpose
+        self._reach = reach or Reach()
         self._lock = asyncio.Lock()
         self._deadline = _Deadline()
         self._connection: Connection | None = None
@@ -213,9 +242,10 @@ class Link:
         happened.
         """
         limit = (deadline or self._purpose.deadline).total_seconds()
+        failures = self._reach.failures
         # What `held` does, without its cost: every write and every session start passes here.
         async with self._lock:
-            connection = self._usable() or await self._open()
+            connection = self._usable() or await self._open(failures)
             healthy = False
             self._deadline.begin(connection, limit)
             try:
@@ -248,8 +278,9 @@ class Link:
         It is cut off afterwards if the block failed with anything but an answer of the server, or left a transaction
         open.
         """
+        failures = self._reach.failures
         async with self._lock:
-            connection = self._usable() or await self._open()
+            connection = self._usable() or await self._open(failures)
             healthy = False
             try:
                 yield connection
@@ -279,10 +310,16 @@ class Link:
         connection = self._connection
         return None if connection is None or connection.is_closed() else connection
 
-    async def _open(self) -> Connection:
+    async def _open(self, failures: int) -> Connection:
         if self._closed:
             raise Closed("the connection to Postgres was closed")
-        self._connection = await connect(self._settings, self._purpose)
+        self._reach.check(failures)
+        try:
+            self._connection = await connect(self._settings, self._purpose)
+        except DurableTierError:
+            self._reach.failed()
+            raise
+        self._reach.succeeded()
         return self._connection
 
     def _cut(self, connection: Connection) -> None:
