@@ -25,6 +25,8 @@ TlsMode: TypeAlias = Literal["disable", "prefer", "require", "verify-ca", "verif
 _CABLE_CUT_AFTER_MS: Final = 8_000
 _KEEPALIVE_SECONDS: Final = 4
 _POLITE_CLOSE_SECONDS: Final = 1.0
+# A timer that fires so late tells of an event loop that was blocked; in as much time it has read what had come.
+_OVERSLEPT_SECONDS: Final = 0.5
 # A larger piece of memory is asked of the system each time, and given back (glibc: from 128 KiB on).
 _BITE_BYTES: Final = 64 * 1024
 
@@ -186,10 +188,15 @@ class _Deadline:
         self._timer = None
         if self._connection is None:
             return
+        loop = asyncio.get_running_loop()
+        overslept = loop.time() - self._due > _OVERSLEPT_SECONDS
+        if overslept:
+            # The event loop was blocked, so the answer may lie here unread: that is not the server's fault.
+            self._due = loop.time() + _OVERSLEPT_SECONDS
         if self.is_over():
             self._connection.terminate()
         else:
-            self._timer = asyncio.get_running_loop().call_at(self._due, self._look)
+            self._timer = loop.call_at(self._due, self._look)
 
 
 class Reach:

@@ -24,10 +24,15 @@ from hybrid_memory.errors import Misconfigured, Unreachable
 from hybrid_memory.postgres.database import Connection, PostgresSettings, Purpose, connect
 
 SETTINGS: Final[Mapping[str, str]] = MappingProxyType(
-    {"max_connections": "60", "wal_keep_size": "256MB", "wal_retrieve_retry_interval": "50ms"}
+    {
+        "max_connections": "60",
+        "max_prepared_transactions": "4",
+        "wal_keep_size": "256MB",
+        "wal_retrieve_retry_interval": "50ms",
+    }
 )
-"""What a cluster runs with unless told otherwise: room for a few managers, logs kept for a standby that lags, and a
-standby that streams again as soon as it may."""
+"""What a cluster runs with unless told otherwise: room for a few managers, transactions that can be prepared, logs kept
+for a standby that lags, and a standby that streams again as soon as it may."""
 
 _DEADLINE: Final = timedelta(seconds=30)
 _STEP_SECONDS: Final = 0.005
