@@ -31,13 +31,15 @@ def _tried_alone_soon(monkeypatch: pytest.MonkeyPatch) -> None:  # pyright: igno
 
 
 @asynccontextmanager
-async def refused(admin: asyncpg.Connection, state: str, when: str) -> AsyncGenerator[None]:
-    """Postgres refuses inserted nodes for which `when` holds with the state."""
+async def refused(admin: asyncpg.Connection, state: str, when: str, *, at_commit: bool = False) -> AsyncGenerator[None]:
+    """Postgres refuses inserted nodes for which `when` holds with the state, at once or when they are committed."""
+    trigger = "constraint trigger refuse after" if at_commit else "trigger refuse before"
+    deferred = "deferrable initially deferred" if at_commit else ""
     await admin.execute(
         "create sequence memory.refusals; grant usage on sequence memory.refusals to public;"
         " create function memory.refuse() returns trigger language plpgsql as $$ begin"
         f" if {when} then raise exception 'refused' using errcode = '{state}'; end if; return new; end $$;"
-        " create trigger refuse before insert on memory.nodes for each row execute function memory.refuse()"
+        f" create {trigger} insert on memory.nodes {deferred} for each row execute function memory.refuse()"
     )
     try:
         yield
@@ -45,16 +47,17 @@ async def refused(admin: asyncpg.Connection, state: str, when: str) -> AsyncGene
         await admin.execute("drop function memory.refuse cascade; drop sequence memory.refusals")
 
 
+@pytest.mark.parametrize("at_commit", [False, True], ids=["at once", "at the commit"])
 @pytest.mark.parametrize("state", ["40P01", "40001"])
 async def test_a_deadlock_is_tried_again_at_once_and_nobody_notices(
-    postgres: Database, admin: asyncpg.Connection, tmp_path: Path, state: str
+    postgres: Database, admin: asyncpg.Connection, tmp_path: Path, state: str, *, at_commit: bool
 ) -> None:
     ears = Ears()
     async with opened(postgres, tmp_path, ears=ears) as manager:
         memory = await manager.ensure_user_memories("ada")
         await memory.store({"n": 0}, context_type=FACT, wait=SECONDS)  # past the self-test of a new link
         # A sequence counts on when its transaction is rolled back.
-        async with refused(admin, state, "nextval('memory.refusals') <= 2"):
+        async with refused(admin, state, "nextval('memory.refusals') <= 2", at_commit=at_commit):
             receipt = await memory.store({"n": 1}, context_type=FACT, wait=SECONDS)
         assert (receipt.status, receipt.rev) == (Status.DURABLE, 2)
         assert ears.all(PersistFailed) == []
