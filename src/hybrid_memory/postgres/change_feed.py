@@ -16,7 +16,8 @@ from hybrid_memory.errors import Unreachable
 from hybrid_memory.graph import Digest
 from hybrid_memory.messages import Head
 from hybrid_memory.ports import Snapshot
-from hybrid_memory.postgres.database import Connection, Link, PostgresSettings, Purpose, Reach
+from hybrid_memory.postgres.database import Connection, Link, PostgresSettings, Purpose
+from hybrid_memory.postgres.reach import Reach
 from hybrid_memory.postgres.snapshot import PostgresSnapshot
 
 _CHANNEL: Final = "memory_changed"
@@ -41,7 +42,9 @@ class PostgresChangeFeed:
         self._reach = Reach()
         polling = Purpose(name="feed", deadline=deadline, statement_timeout=deadline)
         self._polling = Link(settings, polling, self._reach)
-        self._hints = Link(settings, Purpose(name="hints", deadline=deadline, statement_timeout=deadline, direct=True))
+        hints = Purpose(name="hints", deadline=deadline, statement_timeout=deadline, direct=True)
+        # Its own way may be closed while the other one is open.
+        self._hints = Link(settings, hints, Reach() if settings.listen_dsn else self._reach)
         load = Purpose(
             name="load",
             deadline=settings.chunk_deadline,

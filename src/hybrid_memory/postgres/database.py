@@ -16,6 +16,7 @@ import asyncpg
 from hybrid_memory.errors import Closed, DurableTierError, HybridMemoryError, OutcomeUnknown, ReadOnly, Unreachable
 from hybrid_memory.messages import Disputed
 from hybrid_memory.postgres.failures import DRIVER_FAILURES, explain, explained
+from hybrid_memory.postgres.reach import Reach
 
 T = TypeVar("T")
 
@@ -199,34 +200,6 @@ class _Deadline:
             self._timer = loop.call_at(self._due, self._look)
 
 
-class Reach:
-    """What the links to one server know together of the way to it.
-
-    Whoever waits for a link or a free place while another tries to connect in vain, fails with it: a hundred callers
-    who would each try for five seconds, one after the other, would wait for minutes.
-    """
-
-    def __init__(self) -> None:
-        self.failures = 0
-        self._away = False
-
-    def failed(self) -> None:
-        """An attempt to connect has failed."""
-        self.failures += 1
-        self._away = True
-
-    def succeeded(self) -> None:
-        """An attempt to connect has not."""
-        self._away = False
-
-    def check(self, failures: int) -> None:
-        """Raise `Unreachable` if attempts have failed since there were so many failures, and none has succeeded."""
-        if self._away and self.failures != failures:
-            raise Unreachable(
-                "Postgres could not be reached by who asked before", fix="see to the server and the way to it"
-            )
-
-
 class Link:
     """One connection, opened at the first use, used by one call at a time, and replaced after it failed."""
 
@@ -323,8 +296,8 @@ class Link:
         self._reach.check(failures)
         try:
             self._connection = await connect(self._settings, self._purpose)
-        except DurableTierError:
-            self._reach.failed()
+        except DurableTierError as error:
+            self._reach.failed(error)
             raise
         self._reach.succeeded()
         return self._connection

@@ -27,12 +27,16 @@ SETTINGS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "max_connections": "60",
         "max_prepared_transactions": "4",
+        "recovery_init_sync_method": "syncfs",
         "wal_keep_size": "256MB",
         "wal_retrieve_retry_interval": "50ms",
     }
 )
-"""What a cluster runs with unless told otherwise: room for a few managers, transactions that can be prepared, logs kept
-for a standby that lags, and a standby that streams again as soon as it may."""
+"""What a cluster runs with unless told otherwise.
+
+Room for a few managers, transactions that can be prepared, logs kept for a standby that lags, a standby that streams
+again as soon as it may, and after a crash one sync for all files.
+"""
 
 _DEADLINE: Final = timedelta(seconds=30)
 _STEP_SECONDS: Final = 0.005
