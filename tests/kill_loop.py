@@ -23,9 +23,10 @@ from pathlib import Path
 
 from hybrid_memory import HybridMemoryManager
 from hybrid_memory.sqlite.driver import choose_driver
+from hybrid_memory.testing.postgres import short_folder
 from tests.plugins.postgres import Database, connected
 from tests.support.kill_worker import Task
-from tests.support.own_server import OwnServer, short_folder, start
+from tests.support.own_server import OwnServer
 from tests.support.witness import Verdict, Witness
 
 USERS = ("ada", "bo", "cy")
@@ -176,11 +177,11 @@ async def campaign(*, rounds: int, seed: int, server: OwnServer, folder: Path) -
 
 async def _run(rounds: int, seed: int) -> Outcome:
     with short_folder() as folder:
-        server = await start(folder)
+        server = await OwnServer.start(folder)
         try:
             return await campaign(rounds=rounds, seed=seed, server=server, folder=folder)
         finally:
-            await server.postgres.stop()
+            await server.stop()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

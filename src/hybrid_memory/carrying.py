@@ -130,7 +130,7 @@ class Carrier:
 
     async def _doubt(self, operations: list[Operation], refusal: DurableTierError) -> None:
         """Leave a user alone whose trouble is its own. Raises what may be everybody's."""
-        judgement = self._caution.failed(operations, refusal.code, self._monotonic())
+        judgement = self._caution.failed(operations, _reason(refusal), self._monotonic())
         if judgement.blame is Blame.OPEN:
             raise refusal
         (operation,) = operations
@@ -210,3 +210,9 @@ class Carrier:
         for applied in dead:
             self._deliveries.resolve(applied)
         self._on_decided(BatchApplied(operations=dead, users=()))
+
+
+def _reason(refusal: DurableTierError) -> str:
+    """What keeps a user waiting, for health."""
+    held_by = refusal.held_by if isinstance(refusal, Contended) else ""
+    return f"{refusal.code}, {held_by}" if held_by else refusal.code

@@ -74,7 +74,7 @@ class Caution:
 
     @property
     def codes(self) -> dict[str, str]:
-        """The users set aside, each with the code of its last failure."""
+        """The users set aside, each with the code of its last failure, and what more is known of its cause."""
         return {user_id: suspect.code for user_id, suspect in self._suspects.items()}
 
     def is_aside(self, user_id: str) -> bool:

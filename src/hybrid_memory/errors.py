@@ -119,10 +119,17 @@ class OutcomeUnknown(Unreachable):
 
 
 class Contended(DurableTierError):
-    """Postgres refused for now (deadlock, lock wait, serialisation): the same work may go through at once."""
+    """Postgres refused for now (deadlock, lock wait, serialisation): the same work may go through at once.
+
+    `held_by` says who holds the lock that was waited for in vain, where that is known, else it is empty.
+    """
 
     code = "contended"
     retryable = True
+
+    def __init__(self, message: str, *, fix: str = "", sqlstate: str = "", held_by: str = "") -> None:
+        super().__init__(message, fix=fix, sqlstate=sqlstate)
+        self.held_by = held_by
 
 
 class Overloaded(DurableTierError):

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from hybrid_memory.testing.failover import Pair, failing_over
+from hybrid_memory.testing.postgres import short_folder
 from tests.plugins.postgres import Database
-from tests.support.own_server import OwnServer, short_folder, start
+from tests.support.own_server import OwnServer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,12 +26,11 @@ class Sick:
 @pytest.fixture(scope="session")
 def own_server() -> Iterator[OwnServer]:
     with short_folder() as folder, asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
-        server = runner.run(start(folder))
+        server = runner.run(OwnServer.start(folder))
         try:
             yield server
         finally:
-            server.thaw()
-            runner.run(server.postgres.stop())
+            runner.run(server.stop())
 
 
 @pytest.fixture
@@ -43,3 +44,10 @@ def socket_folder() -> Iterator[Path]:
     """Where a proxy may listen: the path of a socket must be short."""
     with short_folder() as folder:
         yield folder
+
+
+@pytest.fixture
+async def failover() -> AsyncIterator[Pair]:
+    """A primary and a standby of this test's own, with a migrated database, reached by one DSN."""
+    async with failing_over() as pair:
+        yield pair

@@ -14,13 +14,14 @@ import pytest
 
 from hybrid_memory import HybridMemoryManager, Status, UserMemory, Verdict
 from hybrid_memory.events import PersistFailed
+from hybrid_memory.testing.proxy import Loss, Proxy
 from tests.plugins.postgres import Database
 from tests.support.managers import FACT, Ears, both_tiers_agree, drained, head_rev, opened
-from tests.support.proxy import Loss, Proxy, lossy
 
 # Of one user, or of many.
 APPLY = "memory.apply"
 LONG_ENOUGH = 20.0
+CUTS = (Loss.REQUEST, Loss.COMMIT, Loss.REPLY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,16 +41,16 @@ async def wire(
 ) -> AsyncIterator[Wire]:
     ears = Ears()
     async with (
-        lossy(postgres.app_dsn, socket_folder) as (proxy, dsn),
-        opened(dsn, tmp_path, ears=ears) as manager,
+        Proxy.before(postgres.app_dsn, socket_folder) as proxy,
+        opened(proxy.dsn, tmp_path, ears=ears) as manager,
     ):
         memory = await manager.ensure_user_memories("ada")
         yield Wire(proxy=proxy, manager=manager, memory=memory, ears=ears, admin=admin)
 
 
-@pytest.mark.parametrize("loss", list(Loss))
+@pytest.mark.parametrize("loss", CUTS)
 async def test_a_store_cut_off_in_its_commit_is_applied_once(wire: Wire, loss: Loss) -> None:
-    wire.proxy.plan(APPLY, loss)
+    wire.proxy.lose(APPLY, loss)
     receipt = await wire.memory.store({"text": "tea"}, context_type=FACT, wait=0)
     final = await receipt.durable(LONG_ENOUGH)
     assert wire.proxy.losses == [loss]
@@ -59,10 +60,10 @@ async def test_a_store_cut_off_in_its_commit_is_applied_once(wire: Wire, loss: L
     await both_tiers_agree(wire.manager, wire.memory)
 
 
-@pytest.mark.parametrize("loss", list(Loss))
+@pytest.mark.parametrize("loss", CUTS)
 async def test_updates_of_one_node_keep_their_order_through_cuts(wire: Wire, loss: Loss) -> None:
     for passes in (0, 1, 2, 0):
-        wire.proxy.plan(APPLY, loss, passes=passes)
+        wire.proxy.lose(APPLY, loss, passes=passes)
     receipts = [await wire.memory.store({"n": n}, context_type=FACT, key="one", wait=0) for n in range(12)]
     assert await asyncio.gather(*(receipt.durable(LONG_ENOUGH) for receipt in receipts))
     await drained(wire.manager)
@@ -76,7 +77,7 @@ async def test_updates_of_one_node_keep_their_order_through_cuts(wire: Wire, los
     await both_tiers_agree(wire.manager, wire.memory)
 
 
-@pytest.mark.parametrize("loss", list(Loss))
+@pytest.mark.parametrize("loss", CUTS)
 async def test_a_conflict_cut_off_in_its_commit_is_decided_once(wire: Wire, loss: Loss) -> None:
     first = await wire.memory.store_entity("crm", "7", "customer", {"a": 1}, wait=LONG_ENOUGH)
     # Another client has changed the row, which the copy here does not know yet.
@@ -85,7 +86,7 @@ async def test_a_conflict_cut_off_in_its_commit_is_decided_once(wire: Wire, loss
         " jsonb_set(content::jsonb, '{entity_data,b}', '2')::json where node_id = $1",
         first.node_id,
     )
-    wire.proxy.plan("commit", loss)
+    wire.proxy.lose("commit", loss)
     receipt = await wire.memory.store_entity("crm", "7", "customer", {"c": 3}, wait=0)
     await wire.admin.execute("update memory.heads set rev = 2")
     await receipt.durable(LONG_ENOUGH)
@@ -97,7 +98,7 @@ async def test_a_conflict_cut_off_in_its_commit_is_decided_once(wire: Wire, loss
 
 async def test_an_erasure_whose_reply_was_lost_is_done_once(wire: Wire) -> None:
     await wire.memory.store({"text": "tea"}, context_type=FACT, wait=LONG_ENOUGH)
-    wire.proxy.plan("commit", Loss.REPLY)
+    wire.proxy.lose("commit", Loss.REPLY)
     await wire.manager.forget("ada")
     await drained(wire.manager)
     assert wire.proxy.losses == [Loss.REPLY]
@@ -108,7 +109,7 @@ async def test_an_erasure_whose_reply_was_lost_is_done_once(wire: Wire) -> None:
 
 async def test_relationships_and_deletes_survive_cuts_between_them(wire: Wire) -> None:
     for passes in (0, 1, 1, 0, 2):
-        wire.proxy.plan(APPLY, Loss.REPLY, passes=passes)
+        wire.proxy.lose(APPLY, Loss.REPLY, passes=passes)
     nodes = [await wire.memory.store({"n": number}, context_type=FACT, wait=0) for number in range(4)]
     for source, target in pairwise(nodes):
         await wire.memory.relate(source.node_id, target.node_id, "led_to", wait=0)

@@ -16,9 +16,9 @@ from hybrid_memory import staff as staff_module
 from hybrid_memory.events import Buried, PersistFailed
 from hybrid_memory.retry import Backoff
 from tests.faults.test_queue import in_an_outage
-from tests.plugins.postgres import Database
+from tests.plugins.postgres import Database, connected
 from tests.support.managers import FACT, Ears, both_tiers_agree, drained, head_rev, opened
-from tests.support.waiting import until
+from tests.support.waiting import eventually, until
 
 SECONDS = 20.0
 
@@ -31,13 +31,15 @@ def _tried_alone_soon(monkeypatch: pytest.MonkeyPatch) -> None:  # pyright: igno
 
 
 @asynccontextmanager
-async def refused(admin: asyncpg.Connection, state: str, when: str) -> AsyncGenerator[None]:
-    """Postgres refuses inserted nodes for which `when` holds with the state."""
+async def refused(admin: asyncpg.Connection, state: str, when: str, *, at_commit: bool = False) -> AsyncGenerator[None]:
+    """Postgres refuses inserted nodes for which `when` holds with the state, at once or when they are committed."""
+    trigger = "constraint trigger refuse after" if at_commit else "trigger refuse before"
+    deferred = "deferrable initially deferred" if at_commit else ""
     await admin.execute(
         "create sequence memory.refusals; grant usage on sequence memory.refusals to public;"
         " create function memory.refuse() returns trigger language plpgsql as $$ begin"
         f" if {when} then raise exception 'refused' using errcode = '{state}'; end if; return new; end $$;"
-        " create trigger refuse before insert on memory.nodes for each row execute function memory.refuse()"
+        f" create {trigger} insert on memory.nodes {deferred} for each row execute function memory.refuse()"
     )
     try:
         yield
@@ -45,17 +47,19 @@ async def refused(admin: asyncpg.Connection, state: str, when: str) -> AsyncGene
         await admin.execute("drop function memory.refuse cascade; drop sequence memory.refusals")
 
 
+@pytest.mark.parametrize("at_commit", [False, True], ids=["at once", "at the commit"])
 @pytest.mark.parametrize("state", ["40P01", "40001"])
 async def test_a_deadlock_is_tried_again_at_once_and_nobody_notices(
-    postgres: Database, admin: asyncpg.Connection, tmp_path: Path, state: str
+    postgres: Database, admin: asyncpg.Connection, tmp_path: Path, state: str, *, at_commit: bool
 ) -> None:
     ears = Ears()
     async with opened(postgres, tmp_path, ears=ears) as manager:
         memory = await manager.ensure_user_memories("ada")
+        await memory.store({"n": 0}, context_type=FACT, wait=SECONDS)  # past the self-test of a new link
         # A sequence counts on when its transaction is rolled back.
-        async with refused(admin, state, "nextval('memory.refusals') <= 2"):
+        async with refused(admin, state, "nextval('memory.refusals') <= 2", at_commit=at_commit):
             receipt = await memory.store({"n": 1}, context_type=FACT, wait=SECONDS)
-        assert (receipt.status, receipt.rev) == (Status.DURABLE, 1)
+        assert (receipt.status, receipt.rev) == (Status.DURABLE, 2)
         assert ears.all(PersistFailed) == []
 
 
@@ -146,6 +150,35 @@ async def test_what_takes_too_long_together_goes_in_smaller_parts(
         await both_tiers_agree(manager, await manager.ensure_user_memories("ada"))
 
 
+@pytest.mark.parametrize("held_by", ["application", "administrator"])
+async def test_who_holds_a_users_rows_is_named_with_its_process_and_its_age(
+    postgres: Database, admin: asyncpg.Connection, tmp_path: Path, held_by: str
+) -> None:
+    dsn = postgres.app_dsn if held_by == "application" else postgres.admin_dsn
+    ears = Ears()
+    async with opened(postgres, tmp_path, ears=ears) as manager, connected(dsn) as holder:
+        memory, other = await manager.ensure_user_memories("ada"), await manager.ensure_user_memories("bo")
+        await memory.store({"n": 0}, context_type=FACT, wait=SECONDS)
+        async with holder.transaction():
+            await holder.execute("select set_config('memory.user_id', 'ada', true)")
+            await holder.execute("select from memory.heads where user_id = 'ada' for update")
+            stuck = await memory.store({"n": 1}, context_type=FACT, wait=0)
+            named = f"1 users' writes wait: contended, process {holder.get_server_pid()} of the server has held a lock"
+
+            async def is_named() -> bool:
+                # Another's write that gets through in between does not make it forgotten.
+                await other.store({"n": 2}, context_type=FACT, wait=SECONDS)
+                return any(cause.startswith(named) for cause in (await manager.health()).causes)
+
+            await eventually(is_named, seconds=SECONDS)
+            (cause,) = (await manager.health()).causes
+            assert int(cause.rpartition(" for ")[2].removesuffix(" s")) >= 2
+        assert (await stuck.durable(SECONDS)).verdict is Verdict.APPLIED
+        assert (await manager.health()).causes == ()
+        asked = await admin.fetchval("select count(*) from pg_stat_activity where application_name like '% locks'")
+        assert asked == 0, "who asked is still connected"
+
+
 async def test_while_one_users_rows_are_locked_the_others_get_through_and_nothing_is_buried(
     postgres: Database, admin: asyncpg.Connection, tmp_path: Path
 ) -> None:
@@ -158,8 +191,9 @@ async def test_while_one_users_rows_are_locked_the_others_get_through_and_nothin
             outcomes = await asyncio.gather(*(receipt.durable(SECONDS) for receipt in free))
             assert {outcome.verdict for outcome in outcomes} == {Verdict.APPLIED}
             await until(lambda: manager.queue().entries == 2)
-            assert "1 users' writes wait: contended" in (await manager.health()).causes
+            (cause,) = (await manager.health()).causes
+            assert cause.startswith("1 users' writes wait: contended")
         revs = [(await receipt.durable(SECONDS)).rev for receipt in stuck]
         assert revs == [1, 2]
         assert await manager.dead_letters.list() == []
-        assert "1 users' writes wait: contended" not in (await manager.health()).causes
+        assert (await manager.health()).causes == ()

@@ -14,6 +14,8 @@ SUPERUSER: Final = "postgres"
 _PROTOCOL_3: Final = 196_608
 _HEADER: Final = struct.Struct("!cI")
 _ANSWER_SECONDS: Final = 2.0
+# What the last line of the pid file says; a hot standby never gets to `ready`.
+_TAKES_SESSIONS: Final = frozenset({"ready", "standby"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +41,7 @@ def read_postmaster(cluster: Path) -> Postmaster | None:
         pid, port, sockets, state = int(lines[0]), int(lines[3]), Path(lines[4]), lines[7]
     except (FileNotFoundError, IndexError, ValueError):
         return None
-    return Postmaster(pid=pid, port=port, sockets=sockets, ready=state.strip() == "ready")
+    return Postmaster(pid=pid, port=port, sockets=sockets, ready=state.strip() in _TAKES_SESSIONS)
 
 
 async def takes_sessions(postmaster: Postmaster) -> bool:

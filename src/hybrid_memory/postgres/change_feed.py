@@ -17,6 +17,7 @@ from hybrid_memory.graph import Digest
 from hybrid_memory.messages import Head
 from hybrid_memory.ports import Snapshot
 from hybrid_memory.postgres.database import Connection, Link, Meet, PostgresSettings, Purpose
+from hybrid_memory.postgres.reach import Reach
 from hybrid_memory.postgres.snapshot import PostgresSnapshot
 
 _CHANNEL: Final = "memory_changed"
@@ -40,17 +41,19 @@ class PostgresChangeFeed:
         self._clock = clock
         self._client_id = client_id
         deadline = settings.feed_deadline
+        self._reach = Reach()
         polling = Purpose(name="feed", deadline=deadline, statement_timeout=deadline)
+        self._polling = Link(settings, polling, self._reach, meet)
         hints = Purpose(name="hints", deadline=deadline, statement_timeout=deadline, direct=True)
-        self._polling = Link(settings, polling, meet)
-        self._hints = Link(settings, hints)
+        # Its own way may be closed while the other one is open.
+        self._hints = Link(settings, hints, Reach() if settings.listen_dsn else self._reach)
         load = Purpose(
             name="load",
             deadline=settings.chunk_deadline,
             statement_timeout=_NO_LIMIT,
             idle_in_transaction=_LONGEST_PAUSE,
         )
-        self._loaders = [Link(settings, load, meet) for _ in range(settings.loads_at_once)]
+        self._loaders = [Link(settings, load, self._reach, meet) for _ in range(settings.loads_at_once)]
         self._free = list(self._loaders)
         self._room = asyncio.Semaphore(settings.loads_at_once)
 
@@ -110,7 +113,9 @@ class PostgresChangeFeed:
 
     @asynccontextmanager
     async def _loader(self) -> AsyncGenerator[Link, None]:
+        failures = self._reach.failures
         async with self._room:
+            self._reach.check(failures)
             link = self._free.pop()
             try:
                 yield link

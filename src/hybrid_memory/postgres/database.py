@@ -13,9 +13,10 @@ from urllib.parse import quote
 
 import asyncpg
 
-from hybrid_memory.errors import Closed, HybridMemoryError, OutcomeUnknown, ReadOnly, Unreachable
+from hybrid_memory.errors import Closed, DurableTierError, HybridMemoryError, OutcomeUnknown, ReadOnly, Unreachable
 from hybrid_memory.messages import Disputed, Identity
 from hybrid_memory.postgres.failures import DRIVER_FAILURES, explain, explained
+from hybrid_memory.postgres.reach import Reach
 
 T = TypeVar("T")
 
@@ -25,6 +26,8 @@ TlsMode: TypeAlias = Literal["disable", "prefer", "require", "verify-ca", "verif
 _CABLE_CUT_AFTER_MS: Final = 8_000
 _KEEPALIVE_SECONDS: Final = 4
 _POLITE_CLOSE_SECONDS: Final = 1.0
+# A timer that fires so late tells of an event loop that was blocked; in as much time it has read what had come.
+_OVERSLEPT_SECONDS: Final = 0.5
 # A larger piece of memory is asked of the system each time, and given back (glibc: from 128 KiB on).
 _BITE_BYTES: Final = 64 * 1024
 
@@ -200,10 +203,15 @@ class _Deadline:
         self._timer = None
         if self._connection is None:
             return
+        loop = asyncio.get_running_loop()
+        overslept = loop.time() - self._due > _OVERSLEPT_SECONDS
+        if overslept:
+            # The event loop was blocked, so the answer may lie here unread: that is not the server's fault.
+            self._due = loop.time() + _OVERSLEPT_SECONDS
         if self.is_over():
             self._connection.terminate()
         else:
-            self._timer = asyncio.get_running_loop().call_at(self._due, self._look)
+            self._timer = loop.call_at(self._due, self._look)
 
 
 Meet: TypeAlias = Callable[[Identity], Awaitable[None]]
@@ -216,10 +224,13 @@ class Link:
     Of every new connection `meet` is told which server it has reached, before anything else is asked there.
     """
 
-    def __init__(self, settings: PostgresSettings, purpose: Purpose, meet: Meet | None = None) -> None:
-        # Not a null object: who has nothing to compare need not ask.
+    def __init__(
+        self, settings: PostgresSettings, purpose: Purpose, reach: Reach | None = None, meet: Meet | None = None
+    ) -> None:
         self._settings = settings
         self._purpose = purpose
+        self._reach = reach or Reach()
+        # Not a null object: who has nothing to compare need not ask.
         self._meet = meet
         self._lock = asyncio.Lock()
         self._deadline = _Deadline()
@@ -236,9 +247,10 @@ class Link:
         happened.
         """
         limit = (deadline or self._purpose.deadline).total_seconds()
+        failures = self._reach.failures
         # What `held` does, without its cost: every write and every session start passes here.
         async with self._lock:
-            connection = self._usable() or await self._open()
+            connection = self._usable() or await self._open(failures)
             healthy = False
             self._deadline.begin(connection, limit)
             try:
@@ -271,8 +283,9 @@ class Link:
         It is cut off afterwards if the block failed with anything but an answer of the server, or left a transaction
         open.
         """
+        failures = self._reach.failures
         async with self._lock:
-            connection = self._usable() or await self._open()
+            connection = self._usable() or await self._open(failures)
             healthy = False
             try:
                 yield connection
@@ -302,20 +315,29 @@ class Link:
         connection = self._connection
         return None if connection is None or connection.is_closed() else connection
 
-    async def _open(self) -> Connection:
+    async def _open(self, failures: int) -> Connection:
         if self._closed:
             raise Closed("the connection to Postgres was closed")
-        connection = await connect(self._settings, self._purpose)
-        self._connection = connection
-        if self._meet is not None:
-            try:
-                met = await self.step(connection.fetchrow(_IDENTITY))
-                if met is not None:
-                    await self._meet(Identity(installation=met["installation"], lineage=met["lineage"]))
-            except BaseException:
-                self._cut(connection)
-                raise
-        return connection
+        self._reach.check(failures)
+        try:
+            self._connection = await connect(self._settings, self._purpose)
+        except DurableTierError as error:
+            self._reach.failed(error)
+            raise
+        self._reach.succeeded()
+        await self._introduce(self._connection)
+        return self._connection
+
+    async def _introduce(self, connection: Connection) -> None:
+        if self._meet is None:
+            return
+        try:
+            met = await self.step(connection.fetchrow(_IDENTITY))
+            if met is not None:
+                await self._meet(Identity(installation=met["installation"], lineage=met["lineage"]))
+        except BaseException:
+            self._cut(connection)
+            raise
 
     def _cut(self, connection: Connection) -> None:
         # Never a polite close: on a link that has gone silent it would wait for ever.

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Final, LiteralString, TypeAlias, cast
+from typing import Final, LiteralString, TypeAlias, TypeVar, cast
 
 import asyncpg
 import orjson
 
 from hybrid_memory.changes import Kind, NodeRow, Operation
-from hybrid_memory.errors import Fenced
+from hybrid_memory.errors import Contended, Fenced
 from hybrid_memory.graph import Verdict
 from hybrid_memory.messages import (
     Applied,
@@ -23,8 +23,11 @@ from hybrid_memory.postgres import batches
 from hybrid_memory.postgres.batches import UserChanges
 from hybrid_memory.postgres.database import Connection, Link, Meet, PostgresSettings, Purpose, transaction
 from hybrid_memory.postgres.deciding import Decided, Lost, Standing, decide
+from hybrid_memory.postgres.lock_waits import LockWaits
 from hybrid_memory.postgres.roles import Capabilities, check_server
 from hybrid_memory.postgres.rows import node_row, relationship_row
+
+T = TypeVar("T")
 
 # The server gives up first, so that what came of a slow statement is known.
 _HEAD_START: Final = timedelta(seconds=1)
@@ -44,7 +47,8 @@ class PostgresDurableTier:
             deadline=settings.relay_deadline + _HEAD_START,
             statement_timeout=settings.relay_deadline,
         )
-        self._link = Link(settings, purpose, meet)
+        self._link = Link(settings, purpose, meet=meet)
+        self._locks = LockWaits(settings, purpose.lock_timeout)
         self._capabilities = Capabilities(server_version=0, pgvector=None)
 
     @property
@@ -91,7 +95,7 @@ class PostgresDurableTier:
                     raise Disputed(_concerned(refused.detail)) from None
                 raise
 
-        revs, epochs = await self._link.run(work, writes=True)
+        revs, epochs = await self._write(work, [user.user_id for user in changes])
         return batches.outcome(users, changes, revs, epochs)
 
     async def _send(self, connection: Connection, opening: Opening, changes: Sequence[UserChanges]) -> _Heads:
@@ -112,7 +116,7 @@ class PostgresDurableTier:
             async with transaction(connection):
                 return await self._decide(connection, opening, operations, erased_rev)
 
-        return await self._link.run(work, writes=True)
+        return await self._write(work, [operations[0].user_id])
 
     async def _decide(
         self, connection: Connection, opening: Opening, operations: Sequence[Operation], erased_rev: int
@@ -261,7 +265,18 @@ class PostgresDurableTier:
                 arguments = (opening.client_id, opening.number, opening.token, operation.seq, operation.user_id)
                 return cast("int", _only(await connection.fetch(self._ERASE, *arguments))["erased_rev"])
 
-        return await self._link.run(work, writes=True, deadline=self._settings.erase_deadline + _HEAD_START)
+        return await self._write(work, [operation.user_id], self._settings.erase_deadline + _HEAD_START)
+
+    async def _write(
+        self, work: Callable[[Connection], Awaitable[T]], users: Sequence[str], deadline: timedelta | None = None
+    ) -> T:
+        """Do work that changes something. A lock that is waited for in vain again is raised with who holds it."""
+        try:
+            result = await self._link.run(self._locks.watched(work, users), writes=True, deadline=deadline)
+        except Contended as refusal:
+            raise self._locks.told(refusal, users) from refusal
+        self._locks.had(users)
+        return result
 
     async def close(self) -> None:
         """Let go of the server."""

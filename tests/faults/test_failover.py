@@ -1,0 +1,42 @@
+"""Another server takes over: what was acknowledged is there, and the managers go on without being told."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from hybrid_memory import Status, Verdict
+from hybrid_memory.testing.failover import Pair
+from tests.plugins.postgres import connected
+from tests.support.managers import FACT, both_tiers_agree, contents, drained, head_rev, opened
+from tests.support.waiting import until
+
+SECONDS = 30.0
+
+
+async def test_a_failover_that_loses_nothing_is_no_more_than_a_short_outage(failover: Pair, tmp_path: Path) -> None:
+    await failover.lag()  # it catches up before it takes over
+    async with opened(failover.dsn, tmp_path / "one") as manager, opened(failover.dsn, tmp_path / "other") as other:
+        memory, seen = await manager.ensure_user_memories("ada"), await other.ensure_user_memories("ada")
+        durable = [await memory.store({"n": n}, context_type=FACT, wait=SECONDS) for n in range(10)]
+        assert {receipt.status for receipt in durable} == {Status.DURABLE}
+
+        async def write() -> list[str]:
+            receipts = [await memory.store({"n": n}, context_type=FACT, wait=0) for n in range(10, 40)]
+            finals = [await receipt.durable(SECONDS) for receipt in receipts]
+            assert {final.verdict for final in finals} == {Verdict.APPLIED}
+            return [final.node_id for final in finals]
+
+        writing = asyncio.create_task(write())
+        await failover.promote(lose_tail=False)
+        written = {receipt.node_id for receipt in durable} | set(await writing)
+        await drained(manager)
+        await both_tiers_agree(manager, memory)
+        await until(lambda: seen.freshness().rev == 40, seconds=SECONDS)
+        assert set(await contents(seen)) == written
+        await both_tiers_agree(other, seen)
+    async with connected(failover.admin_dsn) as admin:
+        assert await head_rev(admin, "ada") == 40
+        rows = await admin.fetch("select content->>'n' as n from memory.nodes order by rev")
+        assert [int(row["n"]) for row in rows] == list(range(40))
+        assert await admin.fetchval("select left(pg_walfile_name(pg_current_wal_lsn()), 8)") == "00000002"
