@@ -77,6 +77,14 @@ class Rewritten:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Diverged:
+    """A user's copy was not what Postgres holds at the same revision; it is loaded anew. There is a fault somewhere."""
+
+    user_id: str
+    rev: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Adopted:
     """So many operations that a dead owner had left in the queue of a slot were carried to Postgres."""
 
@@ -93,7 +101,16 @@ class ServiceFailed:
 
 
 Event: TypeAlias = (
-    LoadStarted | LoadFinished | Persisted | PersistFailed | Recovered | Buried | Rewritten | Adopted | ServiceFailed
+    LoadStarted
+    | LoadFinished
+    | Persisted
+    | PersistFailed
+    | Recovered
+    | Buried
+    | Rewritten
+    | Diverged
+    | Adopted
+    | ServiceFailed
 )
 
 Observer: TypeAlias = Callable[[Event], None]
@@ -106,6 +123,7 @@ _NAMES: dict[type, tuple[str, str]] = {
     Recovered: ("info", "postgres_reachable_again"),
     Buried: ("error", "operation_buried"),
     Rewritten: ("warning", "user_history_rewritten"),
+    Diverged: ("error", "copy_diverged"),
     Adopted: ("info", "queue_of_dead_owner_carried"),
     ServiceFailed: ("error", "service_failed"),
 }

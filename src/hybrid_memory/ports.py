@@ -205,6 +205,10 @@ class Past(Protocol):
         """The server knows of the erasure."""
         ...
 
+    async def doubt_copy(self, user_id: str) -> None:
+        """The user's copy is not what the server holds: the next load compares them."""
+        ...
+
     async def copy_stands(self, head: Head) -> None:
         """The user's copy, complete and at that head's revision, is what the server holds."""
         ...

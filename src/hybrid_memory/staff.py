@@ -20,17 +20,18 @@ from hybrid_memory.graph import Verdict
 from hybrid_memory.keeper import Keeper
 from hybrid_memory.messages import Applied, BatchApplied
 from hybrid_memory.ports import DurableTier, OpenFile
-from hybrid_memory.preload import Preload, continues
+from hybrid_memory.preload import Preload, continues, is_current
 from hybrid_memory.relay import Relay
 from hybrid_memory.restorer import Restorer
 from hybrid_memory.retry import Backoff, Breaker
 from hybrid_memory.service import Service
 from hybrid_memory.settings import Settings
 from hybrid_memory.sweeper import Sweeper
+from hybrid_memory.verifier import VERIFY_INTERVAL_SECONDS, Verifier
 
 
 class Staff:
-    """Relay, feed, listener, hinter, keeper, adopter, restorer, sweeper; without a Postgres the sweeper alone."""
+    """Relay, feed, listener, hinter, keeper, adopter, restorer, verifier, sweeper: the last alone without Postgres."""
 
     def __init__(
         self,
@@ -63,29 +64,12 @@ class Staff:
             is_persistent=is_persistent,
         )
         self.relay = self._relay_of(file=file, deliveries=self.deliveries, on_decided=self._decided, on_rest=on_rest)
-        self.feed = Feed(
-            hot=file.hot,
-            feed=durable.feed,
-            open_users=open_users,
-            absorb=self.preload.absorb_difference,
-            load=self.preload.bring_up_to_date,
-            confirm=self.preload.confirm,
-            continues=continues,
-            poll_seconds=settings.poll_interval.total_seconds(),
-            monotonic=clock.monotonic,
-            uniform=uniform,
-        )
+        self.feed = self._make_feed(tiers, settings, clock, uniform)
         self._hinter = Hinter(durable.feed, uniform)
         self.relay_service = Service(self.relay, events)
         self.feed_service = Service(self.feed, events)
         self._hinter_service = Service(self._hinter, events)
-        self.restorer = Restorer(
-            past=file.past,
-            feed=durable.feed,
-            bring_up_to_date=self.preload.bring_up_to_date,
-            is_persistent=is_persistent,
-            uniform=uniform,
-        )
+        self.restorer = self._make_restorer(tiers, is_persistent, uniform)
         self._restorer_service = Service(self.restorer, events)
         self.services = self._hire(tiers, settings, clock, events, uniform)
         if durable.mode is not PostgresMode.OFF and not tiers.insists:
@@ -104,6 +88,31 @@ class Staff:
             bring_up_to_date=self.preload.bring_up_to_date,
         )
 
+    def _make_feed(self, tiers: Tiers, settings: Settings, clock: Clock, uniform: Callable[[], float]) -> Feed:
+        return Feed(
+            hot=tiers.file.hot,
+            feed=tiers.durable.feed,
+            open_users=self._open_users,
+            absorb=self.preload.absorb_difference,
+            load=self.preload.bring_up_to_date,
+            confirm=self.preload.confirm,
+            continues=continues,
+            poll_seconds=settings.poll_interval.total_seconds(),
+            monotonic=clock.monotonic,
+            uniform=uniform,
+        )
+
+    def _make_restorer(
+        self, tiers: Tiers, is_persistent: Callable[[str], bool], uniform: Callable[[], float]
+    ) -> Restorer:
+        return Restorer(
+            past=tiers.file.past,
+            feed=tiers.durable.feed,
+            bring_up_to_date=self.preload.bring_up_to_date,
+            is_persistent=is_persistent,
+            uniform=uniform,
+        )
+
     def _hire(
         self, tiers: Tiers, settings: Settings, clock: Clock, events: Sink, uniform: Callable[[], float]
     ) -> list[Service]:
@@ -120,11 +129,25 @@ class Staff:
         if durable.mode is PostgresMode.OFF:
             return services
         services += [self.relay_service, self.feed_service, self._hinter_service, self._restorer_service]
+        services.append(Service(self._verifier(tiers, events, uniform), events))
         if settings.pooler == "none":
             services.append(Service(Listener(durable.feed, self.feed_service.wake, uniform), events))
         if durable.mode is PostgresMode.EMBEDDED:
             services.append(Service(Keeper(durable.keep_up), events))
         return services
+
+    def _verifier(self, tiers: Tiers, events: Sink, uniform: Callable[[], float]) -> Verifier:
+        return Verifier(
+            hot=tiers.file.hot,
+            feed=tiers.durable.feed,
+            past=tiers.file.past,
+            is_current=is_current,
+            bring_up_to_date=self.preload.bring_up_to_date,
+            open_users=self._open_users,
+            events=events,
+            interval_seconds=VERIFY_INTERVAL_SECONDS,
+            uniform=uniform,
+        )
 
     def _adopter(
         self, tiers: Tiers, is_persistent: Callable[[str], bool], events: Sink, uniform: Callable[[], float]

@@ -13,6 +13,7 @@ from structlog.testing import LogCapture
 from hybrid_memory.events import (
     Adopted,
     Buried,
+    Diverged,
     Event,
     EventLog,
     LoadFinished,
@@ -45,6 +46,7 @@ _TOLD: list[tuple[Event, str, str]] = [
     (Recovered(failures=3), "info", "postgres_reachable_again"),
     (Buried(user_id="ann", op_id="o", sqlstate="22P05"), "error", "operation_buried"),
     (Rewritten(user_id="ann", queued_again=0), "warning", "user_history_rewritten"),
+    (Diverged(user_id="ann", rev=3), "error", "copy_diverged"),
     (Adopted(slot=1, operations=7), "info", "queue_of_dead_owner_carried"),
     (ServiceFailed(service="relay", error="KeyError"), "error", "service_failed"),
 ]
@@ -100,6 +102,7 @@ def test_an_event_has_no_room_for_the_words_of_a_memory() -> None:
         "nodes",
         "op_id",
         "operations",
+        "queued_again",
         "relationships",
         "retry_in_seconds",
         "rev",

@@ -83,7 +83,7 @@ class HotFile:
             database,
             acceptance,
             on_queued=self._retried,
-            on_confirmed=self.hot.cursor_changed,
+            on_changed=self.hot.cursor_changed,
         )
         self.scratch = SqliteScratch(database, acceptance, clock, self.outbox.accept)
         self.dead_letters = SqliteDeadLetters(database, ledger, acceptance, self._retried)

@@ -26,12 +26,12 @@ class SqlitePast:
         acceptance: Acceptance,
         *,
         on_queued: Callable[[], None],
-        on_confirmed: Callable[[str], None],
+        on_changed: Callable[[str], None],
     ) -> None:
         self._database = database
         self._acceptance = acceptance
         self._on_queued = on_queued
-        self._on_confirmed = on_confirmed
+        self._on_changed = on_changed
 
     def users_in_doubt(self) -> list[str]:
         """Users whose copy has not been compared since the server's past was rewritten."""
@@ -61,9 +61,13 @@ class SqlitePast:
         """The server knows of the erasure."""
         await self._database.write(partial(_trust_erasure, user_id))
 
+    async def doubt_copy(self, user_id: str) -> None:
+        """The user's copy is not what the server holds: the next load compares them."""
+        await self._database.write(partial(_doubt_copy, user_id), after=lambda _: self._on_changed(user_id))
+
     async def copy_stands(self, head: Head) -> None:
         """The user's copy, complete and at that head's revision, is what the server holds."""
-        await self._database.write(partial(_trust_copy, head), after=lambda _: self._on_confirmed(head.user_id))
+        await self._database.write(partial(_trust_copy, head), after=lambda _: self._on_changed(head.user_id))
 
 
 def doubt(connection: sqlite3.Connection, now_us: int) -> None:
@@ -85,6 +89,10 @@ def remember_erasures(connection: sqlite3.Connection, erasures: Mapping[str, int
 
 def _trust_erasure(user_id: str, connection: sqlite3.Connection) -> None:
     connection.execute("update erasures set in_doubt = 0 where user_id = ?", (user_id,))
+
+
+def _doubt_copy(user_id: str, connection: sqlite3.Connection) -> None:
+    connection.execute("update users set timeline = ? where user_id = ?", (REWOUND, user_id))
 
 
 def _trust_copy(head: Head, connection: sqlite3.Connection) -> None:
