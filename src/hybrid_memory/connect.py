@@ -13,6 +13,7 @@ from hybrid_memory import embedded
 from hybrid_memory.absent import AbsentPostgres
 from hybrid_memory.clock import Clock, IdSource
 from hybrid_memory.errors import DataDirBusy, HybridMemoryError, Misconfigured
+from hybrid_memory.messages import Opening
 from hybrid_memory.ports import ChangeFeed, DurableTier
 from hybrid_memory.postgres.change_feed import PostgresChangeFeed
 from hybrid_memory.postgres.database import PostgresSettings
@@ -22,6 +23,7 @@ from hybrid_memory.postgres.provision import create_database
 from hybrid_memory.settings import Environment, Settings
 from hybrid_memory.sqlite.accepting import QueueBounds
 from hybrid_memory.sqlite.hot_file import HotFile
+from hybrid_memory.sqlite.mending import open_whole
 from hybrid_memory.sqlite.slots import Slot, prepare_directory, take_slot, try_slot
 
 EMBEDDED_DATABASE = "hybrid_memory"
@@ -97,7 +99,7 @@ async def connect(
         taken.release()
         raise
     try:
-        durable = await _durable(dsn, directory, postgres, environment, settings, clock, file.opening.client_id)
+        durable = await _durable(dsn, directory, postgres, environment, settings, clock, file.opening)
     except BaseException:
         await file.close()
         raise
@@ -115,7 +117,7 @@ def _take(directory: Path, number: int | None) -> Slot:
 
 async def _open_file(slot: Slot, settings: Settings, clock: Clock, ids: IdSource) -> HotFile:
     bounds = QueueBounds(entries=settings.queue_entries, payload_bytes=settings.queue_bytes)
-    return await HotFile.open(slot, clock=clock, ids=ids, bounds=bounds, index_bytes=settings.index_bytes)
+    return await open_whole(slot, clock=clock, ids=ids, bounds=bounds, index_bytes=settings.index_bytes)
 
 
 async def _durable(
@@ -125,12 +127,12 @@ async def _durable(
     environment: Environment,
     settings: Settings,
     clock: Clock,
-    client_id: str,
+    opening: Opening,
 ) -> Durable:
     if postgres == "off":
         return _absent("switched off")
     if postgres == "embedded":
-        return await start_embedded(data_dir, settings, clock, client_id)
+        return await start_embedded(data_dir, settings, clock, opening)
     named = dsn or environment.dsn
     if named is not None:
         return _over(
@@ -139,12 +141,12 @@ async def _durable(
             named,
             settings,
             clock,
-            client_id,
+            opening,
             _nothing_to_keep,
             _nothing_to_keep,
         )
     if embedded.available():
-        return await start_embedded(data_dir, settings, clock, client_id)
+        return await start_embedded(data_dir, settings, clock, opening)
     return _absent("no DSN was given and the extra `embedded` is not installed")
 
 
@@ -160,7 +162,7 @@ def _absent(reason: str) -> Durable:
     )
 
 
-async def start_embedded(data_dir: Path, settings: Settings, clock: Clock, client_id: str) -> Durable:
+async def start_embedded(data_dir: Path, settings: Settings, clock: Clock, opening: Opening) -> Durable:
     """Start (or join) the data directory's own Postgres, bring its schema up to date, and connect as a plain login."""
     if not embedded.available():
         raise Misconfigured(
@@ -178,7 +180,7 @@ async def start_embedded(data_dir: Path, settings: Settings, clock: Clock, clien
         dsn,
         settings,
         clock,
-        client_id,
+        opening,
         server.ensure_running,
         server.stop,
     )
@@ -200,7 +202,7 @@ def _over(
     dsn: str,
     settings: Settings,
     clock: Clock,
-    client_id: str,
+    opening: Opening,
     keep_up: Callable[[], Awaitable[None]],
     stop: Callable[[], Awaitable[None]],
 ) -> Durable:
@@ -211,7 +213,7 @@ def _over(
         # The relay, the feed and the listener have a connection each; loads share the rest.
         loads_at_once=max(1, min(settings.pool_size - 3, 8)),
     )
-    tier, feed = PostgresDurableTier(server), PostgresChangeFeed(server, clock, client_id=client_id)
+    tier, feed = PostgresDurableTier(server), PostgresChangeFeed(server, clock, opening=opening)
 
     async def close() -> None:
         await tier.close()

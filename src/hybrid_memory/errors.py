@@ -173,6 +173,26 @@ class SchemaMismatch(Misconfigured):
     code = "schema_mismatch"
 
 
+class NumbersReused(DurableTierError):
+    """Queue numbers were given out again for other operations, as the local file had lost the first ones.
+
+    Nothing was done. Postgres has marked the user up to `last_seq`, of which `covered` is the last number that still
+    means the same operation here.
+    """
+
+    code = "numbers_reused"
+    retryable = True
+
+    def __init__(self, *, user_id: str, last_seq: int, covered: int) -> None:
+        super().__init__(
+            f"the local file had forgotten the queue numbers {covered + 1} to {last_seq}",
+            fix="nothing to do: the queue is numbered anew and sent",
+        )
+        self.user_id = user_id
+        self.last_seq = last_seq
+        self.covered = covered
+
+
 class Fenced(DurableTierError):
     """A later opener of this file (or of a copy of it) has taken over; this one may not send any more."""
 

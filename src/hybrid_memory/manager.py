@@ -157,6 +157,8 @@ class HybridMemoryManager:
         manager = cls(tiers, chosen, clock, ids, persistent, events)
         manager._staff.start()
         try:
+            for finding in tiers.file.findings:
+                events.emit(finding)
             await manager._control.start()
             yield manager
         finally:

@@ -177,6 +177,7 @@ def make_relay(
         breaker=Breaker(Backoff(), uniform),
         events=events,
         is_persistent=is_persistent,
+        renumber=file.renumber,
         on_rest=on_rest,
         monotonic=clock.monotonic,
     )

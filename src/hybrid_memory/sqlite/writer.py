@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import aiosqlite
 
-from hybrid_memory.errors import Closed, HybridMemoryError, StorageFailed
+from hybrid_memory.errors import Closed, HybridMemoryError, StorageCorrupt, StorageFailed
 from hybrid_memory.sqlite.driver import Driver
 
 T = TypeVar("T")
@@ -155,7 +156,7 @@ class Writer:
         if self._closing:
             raise Closed("the hot tier is closed")
         if self._failure is not None:
-            raise StorageFailed("the hot tier's writer has stopped") from self._failure
+            raise self._stopped() from self._failure
         future: asyncio.Future[R] = self._loop.create_future()
         request = _Request(work, stages, answer, future)
         if ride:
@@ -199,6 +200,8 @@ class Writer:
     def _commit_waiting(self, connection: sqlite3.Connection) -> list[object]:
         """On the thread: commit what waits; the results or errors of its works, in their order."""
         self._group = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_GROUP))]
+        if self._failure is not None:
+            raise self._stopped()
         return self._commit(self._group, connection)
 
     def _answer(self, outcomes: Sequence[object]) -> None:
@@ -219,13 +222,28 @@ class Writer:
             self._rested.set()
 
     def _fail(self, error: BaseException) -> None:
-        self._failure = error
-        self._take_along()
-        for request in (*self._group, *self._waiting):
-            if not request.future.done():
-                request.future.set_exception(StorageFailed("the hot tier's writer has stopped"))
-        self._waiting.clear()
+        self.give_up(error)
+        self._refuse(self._group)
         self._rested.set()
+
+    def give_up(self, failure: BaseException) -> None:
+        """Take nothing more, and refuse what waits. What is under way ends as it may."""
+        self._failure = self._failure or failure
+        self._take_along()
+        while self._waiting:
+            # The thread may take some meanwhile; it refuses them itself.
+            with suppress(IndexError):
+                self._refuse([self._waiting.popleft()])
+
+    def _refuse(self, requests: Sequence[_Request[Any, Any]]) -> None:
+        for request in requests:
+            if not request.future.done():
+                request.future.set_exception(self._stopped())
+
+    def _stopped(self) -> StorageFailed:
+        if isinstance(self._failure, StorageFailed):
+            return type(self._failure)(self._failure.message, fix=self._failure.fix)
+        return StorageFailed("the hot tier's writer has stopped")
 
     def _commit(self, group: Sequence[_Request[Any, Any]], connection: sqlite3.Connection) -> list[object]:
         try:
@@ -238,9 +256,13 @@ class Writer:
             if connection.in_transaction:
                 connection.execute("rollback")
             self._hooks.after_rollback()
+            failure = self._driver.translate(error) if isinstance(error, self._driver.errors) else error
+            if isinstance(failure, StorageCorrupt):
+                # Whatever is written after this may spread the damage: the writer stops here.
+                raise failure from None
             if len(group) > 1:
                 return [self._commit([request], connection)[0] for request in group]
-            return [self._driver.translate(error) if isinstance(error, self._driver.errors) else error]
+            return [failure]
         # Outside: what fails after the commit must not have the works done again.
         self._publish = self._hooks.after_commit()
         return outcomes
