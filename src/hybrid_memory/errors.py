@@ -82,6 +82,12 @@ class StorageCorrupt(StorageFailed):
     code = "storage_corrupt"
 
 
+class StorageReplaced(StorageFailed):
+    """The local file on the disk is no longer the one that is open; nothing more is written to it, reads go on."""
+
+    code = "storage_replaced"
+
+
 class DataDirBusy(HybridMemoryError):
     """Another process holds what was asked for in the data directory."""
 

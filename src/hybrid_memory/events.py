@@ -110,6 +110,13 @@ class QueueRenumbered:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FileDisplaced:
+    """Somebody moved, replaced or deleted this part of the local file while it was open: nothing more is stored."""
+
+    part: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceFailed:
     """A background service met an error it does not know; it goes on after a pause."""
 
@@ -129,6 +136,7 @@ Event: TypeAlias = (
     | Buried
     | Rewritten
     | FileFinding
+    | FileDisplaced
     | ServiceFailed
 )
 
@@ -145,6 +153,7 @@ _NAMES: dict[type, tuple[str, str]] = {
     FileQuarantined: ("error", "local_file_quarantined"),
     NumbersMissing: ("error", "local_file_lost_operations"),
     QueueRenumbered: ("error", "queue_renumbered"),
+    FileDisplaced: ("error", "local_file_displaced"),
     ServiceFailed: ("error", "service_failed"),
 }
 

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Protocol
 
 from hybrid_memory.changes import NodeChange, Operation, RelationshipChange
+from hybrid_memory.errors import HybridMemoryError
 from hybrid_memory.filters import Predicate
 from hybrid_memory.graph import (
     Checkpoint,
@@ -218,6 +219,18 @@ class Scratch(Protocol):
 
     async def sweep(self, *, now_us: int, idle: timedelta, receipts_kept: timedelta) -> Mapping[str, int]:
         """Remove what has expired, threads idle for longer, old receipts; how many rows from which table."""
+        ...
+
+
+class OwnFile(Protocol):
+    """The open file of the hot tier, seen from the outside."""
+
+    def displaced(self) -> str | None:
+        """The name of a part on the disk that is no longer the one that is open, None while all are."""
+        ...
+
+    def give_up(self, failure: HybridMemoryError) -> None:
+        """Write nothing more, for this reason. What waits to be written is refused with it; reads go on."""
         ...
 
 

@@ -20,13 +20,14 @@ from hybrid_memory.messages import Applied, BatchApplied
 from hybrid_memory.preload import Preload, continues
 from hybrid_memory.relay import Relay
 from hybrid_memory.retry import Backoff, Breaker
+from hybrid_memory.sentinel import Sentinel
 from hybrid_memory.service import Service
 from hybrid_memory.settings import Settings
 from hybrid_memory.sweeper import Sweeper
 
 
 class Staff:
-    """Relay, feed, listener, hinter, keeper and sweeper. Without a Postgres only the sweeper works."""
+    """Relay, feed, listener, hinter, keeper, sweeper and sentinel. Without a Postgres only the last two work."""
 
     def __init__(
         self,
@@ -99,7 +100,7 @@ class Staff:
             receipts_kept=settings.receipts_kept,
             interval=settings.sweep_interval,
         )
-        services = [Service(sweeper, events)]
+        services = [Service(sweeper, events), Service(Sentinel(file, events), events)]
         if durable.mode is PostgresMode.OFF:
             return services
         services += [self.relay_service, self.feed_service, self._hinter_service]

@@ -14,6 +14,7 @@ from hybrid_memory.events import (
     Buried,
     Event,
     EventLog,
+    FileDisplaced,
     FileQuarantined,
     LoadFinished,
     LoadStarted,
@@ -54,6 +55,7 @@ _TOLD: list[tuple[Event, str, str]] = [
     ),
     (NumbersMissing(first_seq=3, last_seq=5), "error", "local_file_lost_operations"),
     (QueueRenumbered(user_id="ann", first_seq=3, last_seq=5), "error", "queue_renumbered"),
+    (FileDisplaced(part="slot-00.db"), "error", "local_file_displaced"),
     (ServiceFailed(service="relay", error="KeyError"), "error", "service_failed"),
 ]
 
@@ -111,6 +113,7 @@ def test_an_event_has_no_room_for_the_words_of_a_memory() -> None:
         "node_id",
         "nodes",
         "op_id",
+        "part",
         "relationships",
         "retry_in_seconds",
         "rev",

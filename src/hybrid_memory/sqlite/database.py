@@ -33,7 +33,9 @@ CUT_TRIES = 3
 class Reading:
     """Point reads, each in a block whose errors of SQLite become ours."""
 
-    def __init__(self, point: sqlite3.Connection, failed: Callable[[BaseException], HybridMemoryError], driver: Driver):
+    def __init__(
+        self, point: sqlite3.Connection, failed: Callable[[BaseException], HybridMemoryError], driver: Driver
+    ) -> None:
         self._point = point
         self._failed = failed
         self._driver = driver

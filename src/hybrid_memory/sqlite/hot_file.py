@@ -12,7 +12,7 @@ from typing import Self, cast
 
 from hybrid_memory.changes import Kind, Operation
 from hybrid_memory.clock import Clock, IdSource
-from hybrid_memory.errors import NumbersReused, StorageCorrupt
+from hybrid_memory.errors import HybridMemoryError, NumbersReused, StorageCorrupt
 from hybrid_memory.events import FileFinding, NumbersMissing, QueueRenumbered
 from hybrid_memory.messages import BatchApplied, Opening
 from hybrid_memory.migrations import Migration, Recorded, load, plan
@@ -30,6 +30,7 @@ from hybrid_memory.sqlite.scratch import SqliteScratch
 from hybrid_memory.sqlite.search_index import SearchIndexes
 from hybrid_memory.sqlite.side_record import Noted, SideRecord, read_side_record
 from hybrid_memory.sqlite.slots import Slot
+from hybrid_memory.sqlite.whereabouts import Whereabouts
 from hybrid_memory.sqlite.writer import Hooks
 
 
@@ -69,6 +70,7 @@ class HotFile:
             first, last = identity.missing
             self.findings.append(NumbersMissing(first_seq=first, last_seq=last))
         self._side_record = side_record
+        self._whereabouts = Whereabouts(slot.path, slot.lock_path, slot.lock_fd)
         self._indexes = SearchIndexes(database.driver, database.path, budget_bytes=index_bytes)
         acceptance = Acceptance(ledger, bounds)
         self.outbox = SqliteOutbox(
@@ -122,6 +124,14 @@ class HotFile:
             await database.close()
             raise
         return cls(slot, database, ledger, clock, identity, records[0], bounds, index_bytes)
+
+    def displaced(self) -> str | None:
+        """The name of a part on the disk that is no longer the one that is open, None while all are."""
+        return self._whereabouts.displaced()
+
+    def give_up(self, failure: HybridMemoryError) -> None:
+        """Write nothing more, for this reason. What waits to be written is refused with it; reads go on."""
+        self.database.give_up(failure)
 
     async def renumber(self, reused: NumbersReused) -> QueueRenumbered:
         """Number a user's queue anew, above a mark that was set for operations which the file has lost."""

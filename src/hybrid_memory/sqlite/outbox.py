@@ -180,6 +180,9 @@ class SqliteOutbox:
         A crash before that commit costs nothing: the operations are sent again and meet their mark.
         """
         self.settling.begin(batch)
+        if self._database.failure is not None:
+            # The file takes nothing any more, so the rest of the queue shall all the sooner be where it is safe.
+            return _done()
         if self._settlement is None or not self._database.rides(self._settlement):
             # Settled with one, in one go, is whatever is decided until a commit takes it along.
             self._batches = [batch]
@@ -329,6 +332,12 @@ class SqliteOutbox:
         with self._database.reading as point:
             row = point.execute("select count(*) from outbox where user_id = ?", (user_id,)).fetchone()
         return max(0, cast("int", row[0]) - self.settling.of_user(user_id))
+
+
+def _done() -> asyncio.Future[None]:
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    done.set_result(None)
+    return done
 
 
 def _seq(applied: Applied) -> int:
