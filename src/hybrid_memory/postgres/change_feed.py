@@ -26,9 +26,8 @@ _PULSE: Final = timedelta(seconds=5)
 _LONGEST_PAUSE: Final = timedelta(seconds=60)
 _NO_LIMIT: Final = timedelta()
 
-NOBODY: Final = Opening(
-    client_id="00000000-0000-0000-0000-000000000000", number=0, token="00000000-0000-0000-0000-000000000000"
-)
+_NIL: Final = "00000000-0000-0000-0000-000000000000"
+NOBODY: Final = Opening(client_id=_NIL, number=0, token=_NIL)
 """Of whoever only reads: no mark is ever set for it."""
 
 

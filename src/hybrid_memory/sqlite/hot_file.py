@@ -14,6 +14,7 @@ from hybrid_memory.changes import Kind, Operation
 from hybrid_memory.clock import Clock, IdSource
 from hybrid_memory.errors import HybridMemoryError, NumbersReused, StorageCorrupt
 from hybrid_memory.events import FileFinding, NumbersMissing, QueueRenumbered
+from hybrid_memory.forking import forsake_in_child
 from hybrid_memory.messages import BatchApplied, Opening
 from hybrid_memory.migrations import Migration, Recorded, load, plan
 from hybrid_memory.sqlite.accepting import Acceptance, QueueBounds, Stored
@@ -56,6 +57,8 @@ class HotFile:
         index_bytes: int,
     ) -> None:
         self.slot = slot
+        self._open = True
+        forsake_in_child(self, HotFile._forked)
         # Called on the event loop after each commit that queued something.
         self.on_accepted: Callable[[], None] = _nobody_waits
         # Called with the operations that an erasure took out of the queue.
@@ -199,12 +202,18 @@ class HotFile:
         finally:
             await self._let_go()
 
+    def _forked(self) -> None:
+        if self._open:
+            # A lock is free only when all who inherited it have let go, and must be when its owner dies.
+            self.slot.abandon()
+
     async def _let_go(self) -> None:
         try:
             await self.database.close()
         finally:
             self._indexes.close()
             self._side_record.close()
+            self._open = False
             self.slot.release()
 
 
