@@ -223,10 +223,14 @@ class Scratch(Protocol):
 
 
 class OwnFile(Protocol):
-    """The open file of the hot tier, seen from the outside."""
+    """The open file of the hot tier, as a watchman sees it."""
 
     def displaced(self) -> str | None:
         """The name of a part on the disk that is no longer the one that is open, None while all are."""
+        ...
+
+    def check_thread(self) -> None:
+        """Refuse what waits to be written, if the thread that should do it has died."""
         ...
 
     def give_up(self, failure: HybridMemoryError) -> None:

@@ -1,4 +1,4 @@
-"""Watches that the local file on the disk is still the one that is open."""
+"""Watches that the local file on the disk is still the one that is open, and that somebody is there to write it."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class Sentinel:
 
     async def run_once(self) -> float | None:
         """Look once."""
+        self._file.check_thread()
         part = self._file.displaced()
         if part is None:
             return LOOK_SECONDS

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import logging
 import os
@@ -71,8 +70,6 @@ def main(dsn: str, data_dir: Path, ending: str) -> None:
     if (pid := os.fork()) == 0:
         held = inherited(data_dir)
         was_refused, slot = asyncio.run(refused(manager)), asyncio.run(own_slot(data_dir))
-        del manager, opened, runner
-        gc.collect()
         closed = held - inherited(data_dir)
         tell(who="child", pid=os.getpid(), refused=was_refused, slot=slot, held=held, closed=closed)
         end(ending)

@@ -107,6 +107,10 @@ class Database:
             self._writer.give_up(failure)
         return failure
 
+    def check_thread(self) -> None:
+        """Refuse what waits to be written, if the thread that should do it has died."""
+        self._writer.check_thread()
+
     def give_up(self, failure: HybridMemoryError) -> None:
         """Write nothing more, for this reason; what waits to be written is refused. Reads go on."""
         self._writer.give_up(failure)

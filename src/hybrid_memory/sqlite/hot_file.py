@@ -132,6 +132,10 @@ class HotFile:
         """The name of a part on the disk that is no longer the one that is open, None while all are."""
         return self._whereabouts.displaced()
 
+    def check_thread(self) -> None:
+        """Refuse what waits to be written, if the thread that should do it has died."""
+        self.database.check_thread()
+
     def give_up(self, failure: HybridMemoryError) -> None:
         """Write nothing more, for this reason. What waits to be written is refused with it; reads go on."""
         self.database.give_up(failure)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Thread
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import aiosqlite
@@ -35,10 +36,32 @@ class OwnedConnection(aiosqlite.Connection):
     """An aiosqlite connection that runs a whole transaction as one function on its own thread: one hop, not three."""
 
     if TYPE_CHECKING:
-        # aiosqlite gives its queue and its executor no types.
+        # aiosqlite gives its queue, its executor and its thread no types.
         _tx: SimpleQueue[tuple[asyncio.Future[Any] | None, Callable[[], Any]]]
+        _connection: sqlite3.Connection | None
 
         async def _execute(self, fn: Callable[..., T], *args: object, **kwargs: object) -> T: ...
+
+    def __init__(self, connector: Callable[[], sqlite3.Connection]) -> None:
+        super().__init__(connector, 64)
+        # Before 0.22 the connection is its thread.
+        thread: object = getattr(self, "_thread", self)
+        if not isinstance(thread, Thread):
+            raise TypeError("aiosqlite has no thread")
+        # Were the event loop closed before us, an ordinary thread would keep the process for ever.
+        thread.daemon = True
+        self._worker = thread
+
+    @property
+    def has_died(self) -> bool:
+        """Whether its thread ended although the connection is open: nothing that is posted is done any more."""
+        return self._connection is not None and not self._worker.is_alive()
+
+    def bury(self) -> None:
+        """Close a connection whose thread has died; the last one to a file to close checkpoints it."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     # Not `run`: before 0.22 an aiosqlite connection is a thread, whose method that is.
     async def perform(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -96,7 +119,7 @@ class Writer:
         self._hooks = hooks
         self._undoing: tuple[type[Exception], ...] = (*driver.errors, *_UNDOING)
         self._loop = asyncio.get_running_loop()
-        self._connection = OwnedConnection(partial(driver.connect, path, check_same_thread=False), 64)
+        self._connection = OwnedConnection(partial(driver.connect, path, check_same_thread=False))
         # The event loop appends, the thread takes; a deque bears both at once.
         self._waiting: deque[_Request[Any, Any]] = deque()
         self._riding: deque[_Request[Any, Any]] = deque()
@@ -235,6 +258,11 @@ class Writer:
             with suppress(IndexError):
                 self._refuse([self._waiting.popleft()])
 
+    def check_thread(self) -> None:
+        """Refuse what was given and what comes, if the thread that should do it has died."""
+        if self._failure is None and self._connection.has_died:
+            self._fail(StorageFailed("the thread that writes the local file has died", fix="start this process again"))
+
     def _refuse(self, requests: Sequence[_Request[Any, Any]]) -> None:
         for request in requests:
             if not request.future.done():
@@ -288,7 +316,10 @@ class Writer:
 
     async def close(self) -> None:
         """Close the connection; the last one to a file to close checkpoints it."""
-        await self._connection.close()
+        if self._connection.has_died:
+            self._connection.bury()
+        else:
+            await self._connection.close()
 
 
 def _nothing() -> None:
