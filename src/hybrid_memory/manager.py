@@ -13,7 +13,7 @@ from hybrid_memory import filters, validation
 from hybrid_memory.access import Access, Liveness
 from hybrid_memory.changes import NodeChange, Rule, searchable_text
 from hybrid_memory.checkpoints import Checkpoints
-from hybrid_memory.clock import Clock, IdSource, SystemClock
+from hybrid_memory.clock import Clock, IdSource, SteadyClock, SystemClock
 from hybrid_memory.connect import PostgresChoice, PostgresMode, Tiers, connect
 from hybrid_memory.control import ControlServer, Desk
 from hybrid_memory.errors import InvalidInput, NotFound
@@ -123,7 +123,7 @@ class HybridMemoryManager:
             settings=settings,
             persistent=persistent_users or _everybody,
             events=EventLog(observer),
-            clock=clock or SystemClock(),
+            clock=SteadyClock(clock or SystemClock()),
             slot=slot,
         )
 

