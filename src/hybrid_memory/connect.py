@@ -22,6 +22,7 @@ from hybrid_memory.postgres.migrator import Migrator
 from hybrid_memory.postgres.provision import create_database
 from hybrid_memory.settings import Environment, Settings
 from hybrid_memory.sqlite.accepting import QueueBounds
+from hybrid_memory.sqlite.disks import check_disk, unusable
 from hybrid_memory.sqlite.hot_file import HotFile
 from hybrid_memory.sqlite.mending import open_whole
 from hybrid_memory.sqlite.slots import Slot, prepare_directory, take_slot, try_slot
@@ -91,8 +92,11 @@ async def connect(
     if data_dir is None and postgres == "off":
         temporary = tempfile.TemporaryDirectory(prefix="hybrid-memory-")
         data_dir = Path(temporary.name)
-    directory = prepare_directory(data_dir or environment.data_dir)
-    taken = _take(directory, slot)
+    directory = check_disk(prepare_directory(data_dir or environment.data_dir))
+    try:
+        taken = _take(directory, slot)
+    except OSError as refused:
+        raise unusable(refused) from None
     try:
         file = await _open_file(taken, settings, clock, ids)
     except BaseException:

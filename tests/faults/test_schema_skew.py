@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -29,7 +29,11 @@ def next_version(patch: pytest.MonkeyPatch) -> None:
     shipped = load("sqlite")
     checksum = hashlib.sha256(SQL.encode()).hexdigest()
     later = Migration(version=len(shipped) + 1, name="later", sql=SQL, checksum=checksum)
-    patch.setattr(hot_file, "load", lambda _tier: (*shipped, later))
+
+    def load_later(_tier: str) -> tuple[Migration, ...]:
+        return (*shipped, later)
+
+    patch.setattr(hot_file, "load", load_later)
 
 
 async def queue_three(data_dir: Path) -> list[str]:
@@ -76,8 +80,9 @@ async def test_an_older_program_refuses_a_newer_file_says_what_to_do_and_leaves_
 async def test_a_migration_of_the_file_killed_half_way_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     stored = await queue_three(tmp_path)
     command = [sys.executable, "-m", "tests.support.half_migrated", str(tmp_path)]
-    killed = subprocess.run(command, cwd=REPOSITORY, check=False, timeout=60, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed = await asyncio.create_subprocess_exec(*command, cwd=REPOSITORY)
+    async with asyncio.timeout(60):
+        assert await killed.wait() == -signal.SIGKILL
     async with HybridMemoryManager.open(postgres="off", data_dir=tmp_path) as manager:
         assert sorted(await contents(manager.user("ada"))) == stored
         assert manager.queue().entries == 3

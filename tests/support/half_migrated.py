@@ -28,8 +28,12 @@ async def main(data_dir: Path) -> None:
     shipped = migrations.load("sqlite")
     sql = "create table half (a integer); insert into half values (1); select die(); create table other (a integer);"
     deadly = Migration(version=len(shipped) + 1, name="deadly", sql=sql, checksum="x")
-    vars(database)["configure_writer"] = able_to_die
-    vars(hot_file)["load"] = lambda _tier: (*shipped, deadly)
+
+    def load(_tier: str) -> tuple[Migration, ...]:
+        return (*shipped, deadly)
+
+    database.__dict__["configure_writer"] = able_to_die
+    hot_file.__dict__["load"] = load
     async with HybridMemoryManager.open(postgres="off", data_dir=data_dir):
         raise AssertionError
 

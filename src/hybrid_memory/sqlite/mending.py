@@ -14,6 +14,7 @@ from hybrid_memory.errors import StorageCorrupt
 from hybrid_memory.events import FileQuarantined
 from hybrid_memory.payloads import carried_node, carried_relationship
 from hybrid_memory.sqlite.accepting import QueueBounds
+from hybrid_memory.sqlite.disks import check_rights, unusable
 from hybrid_memory.sqlite.driver import Driver, choose_driver, configure_writer
 from hybrid_memory.sqlite.hot_file import HotFile, make_ours
 from hybrid_memory.sqlite.inspection import NotOurs
@@ -33,6 +34,7 @@ async def open_whole(slot: Slot, *, clock: Clock, ids: IdSource, bounds: QueueBo
     """
     opened = partial(HotFile.open, slot, clock=clock, ids=ids, bounds=bounds, index_bytes=index_bytes)
     data_dir = slot.path.parent
+    check_rights(slot.path)
     interrupted = unfinished(data_dir, slot.number)
     if interrupted is None:
         try:
@@ -41,7 +43,10 @@ async def open_whole(slot: Slot, *, clock: Clock, ids: IdSource, bounds: QueueBo
             raise
         except StorageCorrupt:
             interrupted = begin(data_dir, slot.number, from_us(clock.now_us()))
-    report = await asyncio.to_thread(mend, interrupted, slot.path, choose_driver(), clock)
+    try:
+        report = await asyncio.to_thread(mend, interrupted, slot.path, choose_driver(), clock)
+    except OSError as refused:
+        raise unusable(refused) from None
     file = await opened()
     file.findings.append(
         FileQuarantined(
@@ -76,6 +81,14 @@ def mend(quarantine: Quarantine, path: Path, driver: Driver, clock: Clock) -> Re
 
 
 def _replace(quarantine: Quarantine, path: Path, driver: Driver, clock: Clock) -> Salvaged:
+    try:
+        return _made_new(quarantine, path, driver, clock)
+    except driver.errors as error:
+        # Of the new file: a full disk. The next opening tries again.
+        raise driver.translate(error) from None
+
+
+def _made_new(quarantine: Quarantine, path: Path, driver: Driver, clock: Clock) -> Salvaged:
     with closing(driver.connect(quarantine.mended, create=True)) as connection:
         configure_writer(connection)
         make_ours(connection)

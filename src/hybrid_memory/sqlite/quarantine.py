@@ -83,7 +83,7 @@ class Quarantine:
     def conclude(self, report: Report) -> None:
         """Write the report: from now on the new file counts."""
         draft = self.folder / f"{_REPORT}.draft"
-        with draft.open("wb") as file:
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
             file.write(orjson.dumps(asdict(report)))
             file.flush()
             os.fsync(file.fileno())
