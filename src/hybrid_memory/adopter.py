@@ -8,9 +8,9 @@ from typing import Protocol
 
 from hybrid_memory.errors import Fenced, HybridMemoryError
 from hybrid_memory.events import Adopted, PersistFailed, Sink
+from hybrid_memory.files import OpenFile, Orphans
 from hybrid_memory.graph import Verdict
 from hybrid_memory.messages import BatchApplied
-from hybrid_memory.ports import OpenFile, Orphans
 from hybrid_memory.retry import Backoff
 
 # A look costs some system calls for each slot, a queue left behind has waited for a death already.

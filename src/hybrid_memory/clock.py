@@ -18,6 +18,8 @@ MICROSECOND = timedelta(microseconds=1)
 # Below this (the year 2112) a double of seconds is less than half a microsecond off, and rounds to the right one.
 _EXACT_AS_FLOAT_US = 2**52
 
+_UNSLEEPING: int | None = getattr(time, "CLOCK_BOOTTIME", None)
+
 # Nodes, entities and relationships derive their ids under this namespace; changing it would duplicate every entity.
 _NAMESPACE = uuid.UUID("6f1f5c1e-0d5f-5c7e-9a3d-3c1c8f6b2a41")
 
@@ -48,8 +50,45 @@ class SystemClock:
         return time.time_ns() // 1000
 
     def monotonic(self) -> float:
+        """Seconds on a clock that never goes back; where the system can tell, it goes on while the machine sleeps."""
+        return time.clock_gettime(_UNSLEEPING) if _UNSLEEPING is not None else time.monotonic()
+
+
+# How fast a clock that differs is approached: what expires in a day is never off by more than a minute and a half.
+_SLEW = 1_000
+_COMPARED_EVERY_US = 1_000_000
+
+
+class SteadyClock:
+    """A wall clock that goes on as it ran when this was made, if somebody sets the one it is made of.
+
+    Set forwards, that would have things expire before their time; set back, what has expired would be there again. So
+    this one follows time that only passes, and approaches the other by one part in a thousand. It never goes back.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._monotonic = clock.monotonic
+        # What it showed, and the moment of that on the clock that only passes.
+        self._base = (clock.now_us(), clock.monotonic())
+
+    def now_us(self) -> int:
+        """Microseconds since the epoch, UTC."""
+        shown_us, moment = self._base
+        passed_us = round((self._monotonic() - moment) * 1e6)
+        if passed_us < _COMPARED_EVERY_US:
+            return shown_us + passed_us
+        return self._compare(shown_us + passed_us, moment + passed_us / 1e6, passed_us // _SLEW)
+
+    def _compare(self, now_us: int, moment: float, most_us: int) -> int:
+        """Approach the clock that may have been set, by so much at most."""
+        now_us += max(-most_us, min(most_us, self._clock.now_us() - now_us))
+        self._base = (now_us, moment)
+        return now_us
+
+    def monotonic(self) -> float:
         """Seconds on a clock that never goes back."""
-        return time.monotonic()
+        return self._clock.monotonic()
 
 
 def to_us(moment: datetime) -> int:

@@ -15,8 +15,9 @@ from hybrid_memory import embedded
 from hybrid_memory.absent import AbsentPostgres
 from hybrid_memory.clock import Clock, IdSource
 from hybrid_memory.errors import DataDirBusy, HybridMemoryError, Misconfigured
+from hybrid_memory.files import Orphans
 from hybrid_memory.messages import Identity
-from hybrid_memory.ports import ChangeFeed, DurableTier, Orphans
+from hybrid_memory.ports import ChangeFeed, DurableTier
 from hybrid_memory.postgres.change_feed import PostgresChangeFeed
 from hybrid_memory.postgres.database import PostgresSettings
 from hybrid_memory.postgres.durable_tier import PostgresDurableTier
@@ -26,7 +27,9 @@ from hybrid_memory.postgres.provision import create_database
 from hybrid_memory.settings import Environment, Settings
 from hybrid_memory.sqlite.accepting import QueueBounds
 from hybrid_memory.sqlite.binding import Binding, suits
+from hybrid_memory.sqlite.disks import check_disk, unusable
 from hybrid_memory.sqlite.hot_file import HotFile
+from hybrid_memory.sqlite.mending import open_whole
 from hybrid_memory.sqlite.orphans import SqliteOrphans
 from hybrid_memory.sqlite.slots import Slot, prepare_directory, take_slot, try_slot
 
@@ -103,10 +106,13 @@ async def connect(
     if data_dir is None and postgres == "off":
         temporary = tempfile.TemporaryDirectory(prefix="hybrid-memory-")
         data_dir = Path(temporary.name)
-    directory = prepare_directory(data_dir or environment.data_dir)
+    directory = check_disk(prepare_directory(data_dir or environment.data_dir))
     place = _place(dsn, postgres, environment)
     open_file = partial(_open_file, settings=settings, clock=clock, ids=ids, place=place)
-    taken = await _take(directory, slot, place)
+    try:
+        taken = await _take(directory, slot, place)
+    except OSError as refused:
+        raise unusable(refused) from None
     try:
         file = await open_file(taken)
     except BaseException:
@@ -150,7 +156,7 @@ async def _take(directory: Path, number: int | None, place: str | None) -> Slot:
 
 async def _open_file(slot: Slot, settings: Settings, clock: Clock, ids: IdSource, place: str | None) -> HotFile:
     bounds = QueueBounds(entries=settings.queue_entries, payload_bytes=settings.queue_bytes)
-    return await HotFile.open(slot, clock=clock, ids=ids, bounds=bounds, index_bytes=settings.index_bytes, place=place)
+    return await open_whole(slot, clock=clock, ids=ids, bounds=bounds, index_bytes=settings.index_bytes, place=place)
 
 
 async def _durable(
@@ -252,7 +258,7 @@ def _over(
         await file.meet(Binding(place=place, installation=met.installation, lineage=met.lineage))
 
     tier = PostgresDurableTier(server, meet)
-    feed = PostgresChangeFeed(server, clock, client_id=file.opening.client_id, meet=meet)
+    feed = PostgresChangeFeed(server, clock, opening=file.opening, meet=meet)
 
     async def close() -> None:
         await tier.close()

@@ -24,11 +24,11 @@ class _Waiter(NamedTuple):
 
 
 class Deliveries:
-    """Futures by queue number. Nothing is kept for an operation that nobody waits for."""
+    """Futures by operation. Nothing is kept for an operation that nobody waits for."""
 
     def __init__(self) -> None:
-        self._waiting: dict[int, list[_Waiter]] = {}
-        self._due: dict[float, set[int]] = {}
+        self._waiting: dict[str, list[_Waiter]] = {}
+        self._due: dict[float, set[str]] = {}
         self._closed = False
 
     def tell(self, operation: Operation, future: asyncio.Future[Accepted], timeout_seconds: float) -> None:
@@ -53,12 +53,12 @@ class Deliveries:
         moment = None
         if timeout_seconds is not None and not self._closed:
             moment = self._moment_after(timeout_seconds)
-            self._due[moment].add(waited.seq)
+            self._due[moment].add(waited.op_id)
         waiter = _Waiter(waited, future, moment)
         if self._closed:
             _give_up(waiter)
         else:
-            self._waiting.setdefault(waited.seq, []).append(waiter)
+            self._waiting.setdefault(waited.op_id, []).append(waiter)
         return waiter
 
     def _moment_after(self, timeout_seconds: float) -> float:
@@ -71,8 +71,8 @@ class Deliveries:
         return moment
 
     def _time_out(self, moment: float) -> None:
-        for seq in self._due.pop(moment):
-            for waiter in [one for one in self._waiting.get(seq, ()) if one.moment == moment]:
+        for op_id in self._due.pop(moment):
+            for waiter in [one for one in self._waiting.get(op_id, ()) if one.moment == moment]:
                 _give_up(waiter)
                 self._strike(waiter)
 
@@ -83,29 +83,29 @@ class Deliveries:
 
     def _strike(self, waiter: _Waiter) -> None:
         """Take a waiter off the list, if it still is on it."""
-        seq = waiter.waited.seq
-        left = [one for one in self._waiting.get(seq, ()) if one.future is not waiter.future]
+        op_id = waiter.waited.op_id
+        left = [one for one in self._waiting.get(op_id, ()) if one.future is not waiter.future]
         if left:
-            self._waiting[seq] = left
+            self._waiting[op_id] = left
         else:
-            self._waiting.pop(seq, None)
+            self._waiting.pop(op_id, None)
         if waiter.moment in self._due and all(one.moment != waiter.moment for one in left):
-            self._due[waiter.moment].discard(seq)
+            self._due[waiter.moment].discard(op_id)
 
     def resolve(self, applied: Applied) -> None:
         """Tell whoever waits for this operation."""
-        seq = applied.operation.seq
-        for _, future, moment in self._waiting.pop(seq, ()):
+        op_id = applied.operation.op_id
+        for _, future, moment in self._waiting.pop(op_id, ()):
             if moment in self._due:
-                self._due[moment].discard(seq)
+                self._due[moment].discard(op_id)
             if not future.done():
                 future.set_result(Accepted.of(applied.operation, applied))
 
     def release(self) -> None:
         """Postgres is known to be away: nobody need wait out the time."""
         waiting, self._waiting = self._waiting, {}
-        for seqs in self._due.values():
-            seqs.clear()
+        for op_ids in self._due.values():
+            op_ids.clear()
         for waiters in waiting.values():
             for waiter in waiters:
                 _give_up(waiter)

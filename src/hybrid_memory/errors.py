@@ -82,6 +82,12 @@ class StorageCorrupt(StorageFailed):
     code = "storage_corrupt"
 
 
+class StorageReplaced(StorageFailed):
+    """The local file on the disk is no longer the one that is open; nothing more is written to it, reads go on."""
+
+    code = "storage_replaced"
+
+
 class DataDirBusy(HybridMemoryError):
     """Another process holds what was asked for in the data directory."""
 
@@ -184,6 +190,26 @@ class SchemaMismatch(Misconfigured):
     """The database schema is older or newer than this version can use, or is not ours."""
 
     code = "schema_mismatch"
+
+
+class NumbersReused(DurableTierError):
+    """Queue numbers were given out again for other operations, as the local file had lost the first ones.
+
+    Nothing was done. Postgres has marked the user up to `last_seq`, of which `covered` is the last number that still
+    means the same operation here.
+    """
+
+    code = "numbers_reused"
+    retryable = True
+
+    def __init__(self, *, user_id: str, last_seq: int, covered: int) -> None:
+        super().__init__(
+            f"the local file had forgotten the queue numbers {covered + 1} to {last_seq}",
+            fix="nothing to do: the queue is numbered anew and sent",
+        )
+        self.user_id = user_id
+        self.last_seq = last_seq
+        self.covered = covered
 
 
 class Fenced(DurableTierError):

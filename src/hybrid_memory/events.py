@@ -93,12 +93,59 @@ class Adopted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FileQuarantined:
+    """The local file was damaged: it was set aside in `folder`, and what could be read of it is in a new one.
+
+    `salvaged` operations are queued again, `dead_letters` are kept. `unaccounted` are the queue numbers, as first and
+    last of each run, of which nothing says that they were decided: those operations are lost unless Postgres has them.
+    """
+
+    folder: str
+    salvaged: int
+    dead_letters: int
+    unaccounted: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NumbersMissing:
+    """The local file knows less than it did: the operations of these queue numbers are lost unless Postgres has them.
+
+    SQLite drops what lies behind a damaged place in its log without a word.
+    """
+
+    first_seq: int
+    last_seq: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueRenumbered:
+    """Postgres has marked queue numbers of a user that the local file had forgotten and given out again.
+
+    They were applied, or lost. What is queued goes under new numbers, so that nothing is taken for a repetition.
+    """
+
+    user_id: str
+    first_seq: int
+    last_seq: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileDisplaced:
+    """Somebody moved, replaced or deleted this part of the local file while it was open: nothing more is stored."""
+
+    part: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceFailed:
     """A background service met an error it does not know; it goes on after a pause."""
 
     service: str
     error: str
 
+
+FileFinding: TypeAlias = FileQuarantined | NumbersMissing | QueueRenumbered
+"""What was found wrong with the local file and could be lived with."""
 
 Event: TypeAlias = (
     LoadStarted
@@ -110,6 +157,8 @@ Event: TypeAlias = (
     | Rewritten
     | Diverged
     | Adopted
+    | FileFinding
+    | FileDisplaced
     | ServiceFailed
 )
 
@@ -125,6 +174,10 @@ _NAMES: dict[type, tuple[str, str]] = {
     Rewritten: ("warning", "user_history_rewritten"),
     Diverged: ("error", "copy_diverged"),
     Adopted: ("info", "queue_of_dead_owner_carried"),
+    FileQuarantined: ("error", "local_file_quarantined"),
+    NumbersMissing: ("error", "local_file_lost_operations"),
+    QueueRenumbered: ("error", "queue_renumbered"),
+    FileDisplaced: ("error", "local_file_displaced"),
     ServiceFailed: ("error", "service_failed"),
 }
 

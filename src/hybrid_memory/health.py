@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from hybrid_memory.connect import PostgresMode, Tiers
-from hybrid_memory.errors import Misconfigured, OtherDatabase, RoleRefused, SchemaMismatch
+from hybrid_memory.errors import HybridMemoryError, Misconfigured, OtherDatabase, RoleRefused, SchemaMismatch
+from hybrid_memory.events import FileFinding, FileQuarantined, NumbersMissing, QueueRenumbered
 from hybrid_memory.messages import QueueState
 from hybrid_memory.retry import BreakerState
 from hybrid_memory.staff import Staff
@@ -99,8 +100,28 @@ def _diagnose(
     causes += [f"the service {name} is dead" for name, state in services.items() if state == "dead"]
     if queue.dead_letters:
         causes.append(f"{queue.dead_letters} dead letters wait for a person")
-    if tiers.file.database.failure is not None:
-        return Condition.FAILED, (*causes, "the local file's writer has stopped")
+    causes += map(_told, tiers.file.findings)
+    failure = tiers.file.database.failure
+    if failure is not None:
+        why = f": {failure.message}" if isinstance(failure, HybridMemoryError) else ""
+        return Condition.FAILED, (*causes, f"the local file's writer has stopped{why}")
     if staff.relay.fenced or {staff.relay_service.last_error, staff.feed_service.last_error} & _FOR_A_PERSON:
         return Condition.FAILED, tuple(causes)
     return (Condition.DEGRADED if causes else Condition.OK), tuple(causes)
+
+
+def _told(finding: FileFinding) -> str:
+    match finding:
+        case FileQuarantined():
+            lost = sum(last - first + 1 for first, last in finding.unaccounted)
+            return (
+                f"the local file was damaged and lies in {finding.folder}: {finding.salvaged} queued operations and"
+                f" {finding.dead_letters} dead letters were saved, of {lost} nothing is known"
+            )
+        case NumbersMissing():
+            return (
+                f"the local file has lost the operations {finding.first_seq} to {finding.last_seq}; those that Postgres"
+                " does not have are gone"
+            )
+        case QueueRenumbered():
+            return f"the local file had forgotten the queue numbers {finding.first_seq} to {finding.last_seq} of a user"

@@ -13,15 +13,16 @@ from hybrid_memory import filters, validation
 from hybrid_memory.access import Access, Liveness
 from hybrid_memory.changes import NodeChange, Rule, searchable_text
 from hybrid_memory.checkpoints import Checkpoints
-from hybrid_memory.clock import Clock, IdSource, SystemClock
+from hybrid_memory.clock import Clock, IdSource, SteadyClock, SystemClock
 from hybrid_memory.connect import PostgresChoice, PostgresMode, Tiers, connect
 from hybrid_memory.control import ControlServer, Desk
 from hybrid_memory.errors import InvalidInput, NotFound
 from hybrid_memory.events import EventLog, Observer
+from hybrid_memory.forking import forsake_in_child
 from hybrid_memory.graph import Digest, Hit, JsonInput, NodeId, Progress, Receipt, TransientNode
 from hybrid_memory.health import Health, assess
 from hybrid_memory.jsontext import decode
-from hybrid_memory.messages import BatchApplied, QueueState
+from hybrid_memory.messages import QueueState
 from hybrid_memory.ports import DeadLetters
 from hybrid_memory.receipts import ReceiptDesk
 from hybrid_memory.settings import Settings, check_opening, read_environment, settings_of
@@ -56,6 +57,7 @@ class HybridMemoryManager:
         self._progressed = asyncio.Event()
         self._liveness = Liveness(asyncio.get_running_loop())
         self._check_open = self._liveness.check
+        forsake_in_child(self, HybridMemoryManager._forked)
         self._ending: asyncio.Task[None] | None = None
         self._staff = Staff(
             tiers=tiers,
@@ -64,7 +66,7 @@ class HybridMemoryManager:
             events=events,
             is_persistent=persistent,
             open_users=lambda: [user for user in self._open_users if persistent(user)],
-            on_decided=self._decided,
+            on_decided=lambda _: self._progressed.set(),
             on_rest=self._progressed.set,
         )
         file, deliveries = tiers.file, self._staff.deliveries
@@ -121,7 +123,7 @@ class HybridMemoryManager:
             settings=settings,
             persistent=persistent_users or _everybody,
             events=EventLog(observer),
-            clock=clock or SystemClock(),
+            clock=SteadyClock(clock or SystemClock()),
             slot=slot,
         )
 
@@ -157,6 +159,8 @@ class HybridMemoryManager:
         manager = cls(tiers, chosen, clock, ids, persistent, events)
         manager._staff.start()
         try:
+            for finding in tiers.file.findings:
+                events.emit(finding)
             await manager._control.start()
             yield manager
         finally:
@@ -383,11 +387,11 @@ class HybridMemoryManager:
             now_us=self._clock.now_us(),
         )
 
+    def _forked(self) -> None:
+        self._liveness.open = False
+
     def _is_away(self) -> bool:
         return self._tiers.durable.mode is PostgresMode.OFF or self._staff.relay.away
-
-    def _decided(self, batch: BatchApplied) -> None:  # noqa: ARG002 - only that there was progress matters here
-        self._progressed.set()
 
 
 def _everybody(_user_id: str) -> bool:

@@ -28,11 +28,24 @@ class Disputed(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opening:
-    """One opening of a hot-tier file: the file's client id, a number that grows, and a token that no copy shares."""
+    """One opening of a hot-tier file: the file's client id, a number that grows, and a token that no copy shares.
+
+    `starts` are this and earlier openings, each with the first queue number that it may have given out, as far as
+    some of those numbers are still queued.
+    """
 
     client_id: str
     number: int
     token: str
+    starts: tuple[tuple[int, int], ...] = ()
+
+    def covered(self, last_seq: int, open_number: int) -> int:
+        """The last of our queue numbers that a mark in Postgres speaks of, set at `last_seq` by that opening.
+
+        A mark knows nothing of what a later opening accepted: where that has such a number too, the file had lost what
+        the mark was set for, and the number was given out again.
+        """
+        return min([last_seq, *(first - 1 for number, first in self.starts if number > open_number)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

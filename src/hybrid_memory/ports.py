@@ -30,7 +30,6 @@ from hybrid_memory.messages import (
     FlatRow,
     Head,
     Hold,
-    LeftBehind,
     Listing,
     Opening,
     QueueState,
@@ -186,34 +185,6 @@ class Replica(Protocol):
         ...
 
 
-class Past(Protocol):
-    """What is known here of a past that the durable tier may have lost."""
-
-    def users_in_doubt(self) -> list[str]:
-        """Users whose copy has not been compared since the server's past was rewritten."""
-        ...
-
-    def erasures_in_doubt(self) -> Mapping[str, int]:
-        """Erasures that the server may not know of any more, by user: the revision of each."""
-        ...
-
-    async def erase_again(self, user_id: str) -> None:
-        """Queue the erasure of a user once more; what is here of the user was stored after it and stays."""
-        ...
-
-    async def erasure_stands(self, user_id: str) -> None:
-        """The server knows of the erasure."""
-        ...
-
-    async def doubt_copy(self, user_id: str) -> None:
-        """The user's copy is not what the server holds: the next load compares them."""
-        ...
-
-    async def copy_stands(self, head: Head) -> None:
-        """The user's copy, complete and at that head's revision, is what the server holds."""
-        ...
-
-
 class Scratch(Protocol):
     """Transient memory and checkpoints: local only, gone when they expire or their thread is stale."""
 
@@ -249,51 +220,6 @@ class Scratch(Protocol):
 
     async def sweep(self, *, now_us: int, idle: timedelta, receipts_kept: timedelta) -> Mapping[str, int]:
         """Remove what has expired, threads idle for longer, old receipts; how many rows from which table."""
-        ...
-
-
-class OpenFile(Protocol):
-    """An open file of the hot tier, as far as carrying its queue needs it."""
-
-    @property
-    def outbox(self) -> Outbox:
-        """Its queue."""
-        ...
-
-    @property
-    def opening(self) -> Opening:
-        """As whom what is queued in it is sent."""
-        ...
-
-    def erased_rev(self, user_id: str) -> int:
-        """The last erasure of a user that the file knows of."""
-        ...
-
-    async def close(self) -> None:
-        """Close the file and give up the slot."""
-        ...
-
-
-class Orphans(Protocol):
-    """The files of dead owners in the data directory."""
-
-    def slots(self) -> list[int]:
-        """The other slots that have a file, whether their owners live or not."""
-        ...
-
-    async def look(self, slot: int) -> LeftBehind | None:
-        """What a dead owner left queued, None while the owner lives and where nothing is queued.
-
-        Does not open the file as an owner. Raises `StorageFailed` and its kin, `SchemaMismatch`; of a file that is
-        beyond use the same error again as long as the file stays as it is.
-        """
-        ...
-
-    async def open(self, slot: int) -> OpenFile | None:
-        """Take a dead owner's slot and open its file as its owner would, None when somebody else has it.
-
-        Raises as `look` does.
-        """
         ...
 
 

@@ -9,9 +9,10 @@ from dataclasses import replace
 from hybrid_memory.clock import Clock
 from hybrid_memory.errors import DurableTierError
 from hybrid_memory.events import LoadFinished, LoadStarted, Rewritten, Sink
+from hybrid_memory.files import Past
 from hybrid_memory.graph import Progress
 from hybrid_memory.messages import REWOUND, Cursor, FlatRow, Head
-from hybrid_memory.ports import ChangeFeed, HotTier, Past, Replica
+from hybrid_memory.ports import ChangeFeed, HotTier, Replica
 
 ProgressHook = Callable[[Progress], None]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import cache
 
 from hybrid_memory.batching import cut
@@ -10,8 +10,8 @@ from hybrid_memory.carrying import Carrier
 from hybrid_memory.caution import Caution
 from hybrid_memory.changes import Operation
 from hybrid_memory.deliveries import Deliveries
-from hybrid_memory.errors import Fenced, HybridMemoryError, Misconfigured
-from hybrid_memory.events import PersistFailed, Recovered, Sink
+from hybrid_memory.errors import Fenced, HybridMemoryError, Misconfigured, NumbersReused
+from hybrid_memory.events import PersistFailed, QueueRenumbered, Recovered, Sink
 from hybrid_memory.messages import Opening
 from hybrid_memory.ports import DurableTier, Outbox
 from hybrid_memory.retry import Breaker, BreakerState
@@ -39,6 +39,7 @@ class Relay:
         breaker: Breaker,
         events: Sink,
         is_persistent: Callable[[str], bool],
+        renumber: Callable[[NumbersReused], Awaitable[QueueRenumbered]],
         on_rest: Callable[[], None],
         monotonic: Callable[[], float],
     ) -> None:
@@ -52,6 +53,7 @@ class Relay:
         self._events = events
         # Asked once a user: were the answer to change, later operations would overtake those that were passed over.
         self._is_persistent = cache(is_persistent)
+        self._renumber = renumber
         self._on_rest = on_rest
         self._monotonic = monotonic
         self._shaken_hands = False
@@ -129,6 +131,9 @@ class Relay:
             try:
                 freed = await self._carrier.carry(batch)
                 carried = True
+            except NumbersReused as reused:
+                self._events.emit(await self._renumber(reused))
+                freed = True
             finally:
                 if not carried:
                     # Whatever it was: what stays queued must go first, or the user's mark would pass over it.

@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from hybrid_memory.errors import HybridMemoryError
-from hybrid_memory.ports import ChangeFeed, Past
+from hybrid_memory.files import Past
+from hybrid_memory.ports import ChangeFeed
 from hybrid_memory.retry import Backoff
 
 # Until what was queued again has been carried, a user that was erased cannot be compared.

@@ -16,14 +16,16 @@ from hybrid_memory.connect import PostgresMode, Tiers
 from hybrid_memory.deliveries import Deliveries
 from hybrid_memory.events import Sink
 from hybrid_memory.feed import Feed, Hinter, Listener
+from hybrid_memory.files import OpenFile
 from hybrid_memory.graph import Verdict
 from hybrid_memory.keeper import Keeper
 from hybrid_memory.messages import Applied, BatchApplied
-from hybrid_memory.ports import DurableTier, OpenFile
+from hybrid_memory.ports import DurableTier
 from hybrid_memory.preload import Preload, continues, is_current
 from hybrid_memory.relay import Relay
 from hybrid_memory.restorer import Restorer
 from hybrid_memory.retry import Backoff, Breaker
+from hybrid_memory.sentinel import Sentinel
 from hybrid_memory.service import Service
 from hybrid_memory.settings import Settings
 from hybrid_memory.sweeper import Sweeper
@@ -31,7 +33,7 @@ from hybrid_memory.verifier import VERIFY_INTERVAL_SECONDS, Verifier
 
 
 class Staff:
-    """Relay, feed, listener, hinter, keeper, adopter, restorer, verifier, sweeper: the last alone without Postgres."""
+    """Relay, feed, listener, hinter, keeper, adopter, restorer, verifier; without Postgres sweeper and sentinel."""
 
     def __init__(
         self,
@@ -125,7 +127,7 @@ class Staff:
             receipts_kept=settings.receipts_kept,
             interval=settings.sweep_interval,
         )
-        services = [Service(sweeper, events)]
+        services = [Service(sweeper, events), Service(Sentinel(file, events), events)]
         if durable.mode is PostgresMode.OFF:
             return services
         services += [self.relay_service, self.feed_service, self._hinter_service, self._restorer_service]
@@ -245,6 +247,7 @@ def make_relay(
         breaker=Breaker(Backoff(), uniform),
         events=events,
         is_persistent=is_persistent,
+        renumber=file.renumber,
         on_rest=on_rest,
         monotonic=clock.monotonic,
     )

@@ -7,8 +7,9 @@ from typing import Final
 
 from hybrid_memory.errors import HybridMemoryError
 from hybrid_memory.events import Diverged, Sink
+from hybrid_memory.files import Past
 from hybrid_memory.messages import Cursor, Head
-from hybrid_memory.ports import ChangeFeed, HotTier, Past
+from hybrid_memory.ports import ChangeFeed, HotTier
 from hybrid_memory.retry import Backoff
 
 # A comparison reads the user's rows on both sides, at about a microsecond a row on each.

@@ -18,7 +18,9 @@ from hybrid_memory import HybridMemoryManager
 from hybrid_memory.errors import DataDirBusy, SchemaMismatch, StorageCorrupt, StorageFailed, StorageFull
 from hybrid_memory.messages import Opening
 from hybrid_memory.sqlite import hot_file as opening
+from hybrid_memory.sqlite import inspection
 from hybrid_memory.sqlite.driver import choose_driver
+from hybrid_memory.sqlite.inspection import APPLICATION_ID
 from hybrid_memory.sqlite.slots import existing_slots, prepare_directory, take_slot, try_slot
 from tests.support.hot_files import count, fresh, hot_file
 
@@ -100,14 +102,14 @@ async def test_every_opening_has_a_higher_number_and_a_token_of_its_own_for_the_
 
 async def test_the_file_is_checked_after_an_unclean_stop_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checks = 0
-    whole: Callable[[sqlite3.Connection], None] = vars(opening)["_check_whole"]
+    whole: Callable[[sqlite3.Connection], None] = vars(inspection)["_check_whole"]
 
     def check(connection: sqlite3.Connection) -> None:
         nonlocal checks
         checks += 1
         whole(connection)
 
-    monkeypatch.setattr(opening, "_check_whole", check)
+    monkeypatch.setattr(inspection, "_check_whole", check)
     await make(tmp_path)
     async with hot_file(tmp_path) as file:
         assert file.was_clean
@@ -164,7 +166,7 @@ async def test_a_file_whose_maker_died_at_once_is_made_anew(tmp_path: Path, died
     if died_after != "creating":
         with closed_file(tmp_path) as connection:
             connection.execute("pragma journal_mode = wal")
-            connection.execute(f"pragma application_id = {opening.APPLICATION_ID}")
+            connection.execute(f"pragma application_id = {APPLICATION_ID}")
             if died_after == "preparing":
                 connection.execute(
                     "create table migrations (version integer primary key not null, name text not null,"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hybrid_memory.cli.checks.directory import file_system
+from hybrid_memory.sqlite.disks import file_system
 from tests.integration.cli_support import (
     NOWHERE,
     Ran,

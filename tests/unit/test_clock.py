@@ -15,6 +15,7 @@ from hybrid_memory.clock import (
     MICROSECOND,
     IdSource,
     StampClock,
+    SteadyClock,
     SystemClock,
     check_skew,
     entity_node_id,
@@ -198,3 +199,26 @@ def test_a_time_up_to_a_day_ahead_is_taken() -> None:
     check_skew("created_at", to_us(NOON + MAX_SKEW), clock)
     with pytest.raises(InvalidInput, match="created_at"):
         check_skew("created_at", to_us(NOON + MAX_SKEW) + 1, clock)
+
+
+@given(st.lists(st.tuples(st.integers(-(10**13), 10**13), st.floats(0, 10**6)), max_size=30))
+def test_a_steady_clock_never_goes_back_and_passes_as_time_does(steps: list[tuple[int, float]]) -> None:
+    clock = HandClock()
+    steady = SteadyClock(clock)
+    begun_us, begun = steady.now_us(), clock.monotonic()
+    for jump_us, seconds in steps:
+        before_us = steady.now_us()
+        clock.jump(to_us(NOON) + jump_us)
+        assert steady.now_us() == before_us
+        clock.advance(timedelta(seconds=seconds))
+        assert steady.now_us() >= before_us
+    passed_us = (clock.monotonic() - begun) * 1e6
+    assert abs(steady.now_us() - begun_us - passed_us) <= passed_us / 1000 + len(steps) + 1
+
+
+def test_a_steady_clock_comes_up_with_one_that_was_set_a_little() -> None:
+    clock = HandClock()
+    steady = SteadyClock(clock)
+    clock.jump(to_us(NOON) + 500_000)
+    clock.advance(timedelta(minutes=10))
+    assert steady.now_us() == clock.now_us()

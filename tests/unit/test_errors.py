@@ -82,5 +82,14 @@ def test_a_message_says_what_happened_and_a_fix_what_to_do() -> None:
 
 
 def test_the_errors_a_caller_meets_are_public() -> None:
-    inner = {"Contended", "Fenced", "OutcomeUnknown", "Overloaded", "PoisonOperation", "ReadOnly", "Unforeseen"}
+    inner = {
+        "Contended",
+        "Fenced",
+        "NumbersReused",
+        "OutcomeUnknown",
+        "Overloaded",
+        "PoisonOperation",
+        "ReadOnly",
+        "Unforeseen",
+    }
     assert {error.__name__ for error in TREE} - inner <= set(hybrid_memory.__all__)

@@ -14,7 +14,7 @@ import asyncpg
 from hybrid_memory.clock import Clock
 from hybrid_memory.errors import Unreachable
 from hybrid_memory.graph import Digest
-from hybrid_memory.messages import Head
+from hybrid_memory.messages import Head, Opening
 from hybrid_memory.ports import Snapshot
 from hybrid_memory.postgres.database import Connection, Link, Meet, PostgresSettings, Purpose
 from hybrid_memory.postgres.reach import Reach
@@ -27,7 +27,8 @@ _PULSE: Final = timedelta(seconds=5)
 _LONGEST_PAUSE: Final = timedelta(seconds=60)
 _NO_LIMIT: Final = timedelta()
 
-NO_CLIENT: Final = "00000000-0000-0000-0000-000000000000"
+_NIL: Final = "00000000-0000-0000-0000-000000000000"
+NOBODY: Final = Opening(client_id=_NIL, number=0, token=_NIL)
 """Of whoever only reads: no mark is ever set for it."""
 
 
@@ -35,11 +36,11 @@ class PostgresChangeFeed:
     """`ChangeFeed` on a connection for polling, one for hints, and as many for loads as the settings allow."""
 
     def __init__(
-        self, settings: PostgresSettings, clock: Clock, *, client_id: str = NO_CLIENT, meet: Meet | None = None
+        self, settings: PostgresSettings, clock: Clock, *, opening: Opening = NOBODY, meet: Meet | None = None
     ) -> None:
         self._settings = settings
         self._clock = clock
-        self._client_id = client_id
+        self._opening = opening
         deadline = settings.feed_deadline
         self._reach = Reach()
         polling = Purpose(name="feed", deadline=deadline, statement_timeout=deadline)
@@ -96,11 +97,11 @@ class PostgresChangeFeed:
     async def _snapshot(self, user_id: str, after_rev: int | None) -> AsyncGenerator[Snapshot, None]:
         async with self._loader() as link, link.held() as connection:
             record = await link.step(self._begin(connection, user_id))
-            done_seq = await link.step(self._done_seq(connection, user_id, self._client_id))
+            last_seq, open_number = await link.step(self._mark(connection, user_id, self._opening.client_id))
             snapshot = PostgresSnapshot(
                 connection,
                 self._settings,
-                replace(_head(record), done_seq=done_seq),
+                replace(_head(record), done_seq=self._opening.covered(last_seq, open_number)),
                 expected=record["live"] if after_rev is None else max(0, record["rev"] - after_rev),
                 after_rev=after_rev,
                 now_us=self._clock.now_us(),
@@ -135,18 +136,23 @@ class PostgresChangeFeed:
             records = await connection.fetch(self._HEADS, [user_id])
         return records[0]
 
-    _MARK: Final[LiteralString] = "select last_seq from memory.applied where user_id = $1 and client_id = $2"
+    _MARK: Final[LiteralString] = """
+        select last_seq, open_number from memory.applied where user_id = $1 and client_id = $2
+    """
 
-    async def _done_seq(self, connection: Connection, user_id: str, client_id: str) -> int:
-        """A client's mark on the user as of the snapshot: what is at or below it is in the rows already."""
+    async def _mark(self, connection: Connection, user_id: str, client_id: str) -> tuple[int, int]:
+        """A client's mark on the user as of the snapshot, and the opening that set it.
+
+        What is at or below it is in the rows already.
+        """
         records = await connection.fetch(self._MARK, user_id, client_id)
-        return records[0]["last_seq"] if records else 0
+        return (records[0]["last_seq"], records[0]["open_number"]) if records else (0, 0)
 
     async def head_for(self, user_id: str, client_id: str) -> Head:
         """The user's head, `done_seq` being the last number of that client's queue that it contains."""
         async with self._loader() as link, link.held() as connection:
             record = await link.step(self._begin(connection, user_id))
-            done_seq = await link.step(self._done_seq(connection, user_id, client_id))
+            done_seq, _ = await link.step(self._mark(connection, user_id, client_id))
             await link.step(connection.execute("commit"))
         return replace(_head(record), done_seq=done_seq)
 

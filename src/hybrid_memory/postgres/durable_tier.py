@@ -10,7 +10,7 @@ import asyncpg
 import orjson
 
 from hybrid_memory.changes import Kind, NodeRow, Operation
-from hybrid_memory.errors import Contended, Fenced
+from hybrid_memory.errors import Contended, Fenced, NumbersReused
 from hybrid_memory.graph import Verdict
 from hybrid_memory.messages import (
     Applied,
@@ -109,7 +109,8 @@ class PostgresDurableTier:
     async def decide(self, opening: Opening, operations: Sequence[Operation], erased_rev: int) -> BatchApplied:
         """Apply one user's operations, deciding conflicts by the merge rules; those already applied are only told.
 
-        Raises `Fenced` when a later opening of the file, or of a copy of it, has sent something.
+        Raises `Fenced` when a later opening of the file, or of a copy of it, has sent something; `NumbersReused` when
+        the mark is for other operations of the same numbers, which the file has lost.
         """
 
         async def work(connection: Connection) -> BatchApplied:
@@ -123,7 +124,7 @@ class PostgresDurableTier:
     ) -> BatchApplied:
         user_id = operations[0].user_id
         opened = await self._open_user(connection, opening, user_id)
-        done: int = opened["last_seq"] or 0
+        done = _done(opening, opened, operations)
         standings = await self._standings(connection, user_id, operations)
         fresh = [operation for operation in operations if operation.seq > done]
         decided = [
@@ -253,14 +254,14 @@ class PostgresDurableTier:
     _ERASE: Final[LiteralString] = "select erased_rev from memory.erase($1, $2, $3, $4, $5)"
 
     async def erase(self, opening: Opening, operation: Operation) -> int:
-        """Erase a user; done again, it only says what it said. Raises `Fenced`."""
+        """Erase a user; done again, it only says what it said. Raises `Fenced`, `NumbersReused`."""
 
         async def work(connection: Connection) -> int:
             async with transaction(connection):
                 limit = self._settings.erase_deadline // timedelta(milliseconds=1)
                 await connection.execute(self._LIMIT, str(limit))
                 opened = await self._open_user(connection, opening, operation.user_id)
-                if (opened["last_seq"] or 0) >= operation.seq:
+                if _done(opening, opened, [operation]) >= operation.seq:
                     return cast("int", opened["erased_rev"])
                 arguments = (opening.client_id, opening.number, opening.token, operation.seq, operation.user_id)
                 return cast("int", _only(await connection.fetch(self._ERASE, *arguments))["erased_rev"])
@@ -290,6 +291,15 @@ def _only(records: Sequence[asyncpg.Record]) -> asyncpg.Record:
 
 def _concerned(detail: str | None) -> frozenset[str]:
     return frozenset(cast("list[str]", orjson.loads(detail))) if detail else frozenset()
+
+
+def _done(opening: Opening, opened: asyncpg.Record, operations: Sequence[Operation]) -> int:
+    """The last of one user's operations that the user's mark covers. Raises `NumbersReused`."""
+    marked: int = opened["last_seq"] or 0
+    covered = opening.covered(marked, opened["open_number"] or 0)
+    if any(covered < operation.seq <= marked for operation in operations):
+        raise NumbersReused(user_id=operations[0].user_id, last_seq=marked, covered=covered)
+    return covered
 
 
 def _before_erasure(operation: Operation, opened: asyncpg.Record, erased_rev: int) -> bool:

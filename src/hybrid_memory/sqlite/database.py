@@ -10,9 +10,10 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
+from types import TracebackType
 from typing import Any, TypeVar, cast
 
-from hybrid_memory.errors import Closed, DataDirBusy
+from hybrid_memory.errors import Closed, DataDirBusy, HybridMemoryError, StorageCorrupt
 from hybrid_memory.sqlite.driver import Driver, configure_reader, configure_writer
 from hybrid_memory.sqlite.writer import Hooks, Writer
 
@@ -27,6 +28,26 @@ POINT_CACHE_KIB = 128 * 1024
 READERS = 2
 # Each try waits for readers up to the busy time-out; a scan of our own is over long before.
 CUT_TRIES = 3
+
+
+class Reading:
+    """Point reads, each in a block whose errors of SQLite become ours."""
+
+    def __init__(
+        self, point: sqlite3.Connection, failed: Callable[[BaseException], HybridMemoryError], driver: Driver
+    ) -> None:
+        self._point = point
+        self._failed = failed
+        self._driver = driver
+
+    def __enter__(self) -> sqlite3.Connection:
+        return self._point
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, self._driver.errors):
+            raise self._failed(error) from None
 
 
 class Database:
@@ -53,6 +74,7 @@ class Database:
         self.point = self._driver.connect(self._path, read_only=True)
         self._opened.callback(self.point.close)
         configure_reader(self.point, cache_kib=POINT_CACHE_KIB)
+        self.reading = Reading(self.point, self.failed, self._driver)
         for _ in range(READERS):
             self._scanners.put(self._open_scanner())
 
@@ -77,6 +99,21 @@ class Database:
     def failure(self) -> BaseException | None:
         """Why the writer stopped, None while it works."""
         return self._writer.failure
+
+    def failed(self, error: BaseException) -> HybridMemoryError:
+        """Our error for one of SQLite's that a read met, on the event loop; damage ends the writing at once."""
+        failure = self._driver.translate(error)
+        if isinstance(failure, StorageCorrupt):
+            self._writer.give_up(failure)
+        return failure
+
+    def check_thread(self) -> None:
+        """Refuse what waits to be written, if the thread that should do it has died."""
+        self._writer.check_thread()
+
+    def give_up(self, failure: HybridMemoryError) -> None:
+        """Write nothing more, for this reason; what waits to be written is refused. Reads go on."""
+        self._writer.give_up(failure)
 
     @property
     def takes_work(self) -> bool:
@@ -130,7 +167,10 @@ class Database:
         try:
             return work(scanner)
         except self._driver.errors as error:
-            raise self._driver.translate(error) from None
+            failure = self._driver.translate(error)
+            if isinstance(failure, StorageCorrupt):
+                self._loop.call_soon_threadsafe(self._writer.give_up, failure)
+            raise failure from None
         finally:
             self._scanners.put(scanner)
 
@@ -140,8 +180,11 @@ class Database:
         Raises `DataDirBusy` when a reader is in the way for too long.
         """
         for _ in range(CUT_TRIES):
-            if await self._writer.run(_cut_log):
-                return
+            try:
+                if await self._writer.run(_cut_log):
+                    return
+            except self._driver.errors as error:
+                raise self.failed(error) from None
         raise DataDirBusy("a reader keeps the log from being cut", fix="try again")
 
     async def close(self) -> None:
@@ -151,6 +194,10 @@ class Database:
         await self._writer.stop()
         # Searches under way end in milliseconds; a reader must not outlive the writer, which checkpoints last.
         await asyncio.to_thread(self._readers.shutdown)
+        if self._writer.failure is not None:
+            # The last connection to close moves the log into the file. Into one that is damaged, or not ours any more,
+            # nothing may be moved: a connection that only reads is the last, and does not.
+            await self._writer.close()
         self._opened.close()
         await self._writer.close()
 

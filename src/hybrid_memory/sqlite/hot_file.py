@@ -12,7 +12,9 @@ from typing import Self, cast
 
 from hybrid_memory.changes import Kind, Operation
 from hybrid_memory.clock import Clock, IdSource
-from hybrid_memory.errors import OtherDatabase, StorageCorrupt
+from hybrid_memory.errors import HybridMemoryError, NumbersReused, OtherDatabase, StorageCorrupt
+from hybrid_memory.events import FileFinding, NumbersMissing, QueueRenumbered
+from hybrid_memory.forking import forsake_in_child
 from hybrid_memory.messages import BatchApplied, Opening
 from hybrid_memory.migrations import Migration, Recorded, load, plan
 from hybrid_memory.sqlite.accepting import Acceptance, QueueBounds, Stored
@@ -21,17 +23,18 @@ from hybrid_memory.sqlite.database import Database
 from hybrid_memory.sqlite.dead_letters import SqliteDeadLetters
 from hybrid_memory.sqlite.driver import Driver, choose_driver, create_private
 from hybrid_memory.sqlite.hot_tier import SqliteHotTier
+from hybrid_memory.sqlite.inspection import APPLICATION_ID, inspect_file
 from hybrid_memory.sqlite.ledger import Ledger
+from hybrid_memory.sqlite.numbering import take_over
 from hybrid_memory.sqlite.outbox import SqliteOutbox
 from hybrid_memory.sqlite.past import SqlitePast, doubt
 from hybrid_memory.sqlite.replica import Shown, SqliteReplica
 from hybrid_memory.sqlite.scratch import SqliteScratch
 from hybrid_memory.sqlite.search_index import SearchIndexes
+from hybrid_memory.sqlite.side_record import Noted, SideRecord, read_side_record
 from hybrid_memory.sqlite.slots import Slot
+from hybrid_memory.sqlite.whereabouts import Whereabouts
 from hybrid_memory.sqlite.writer import Hooks
-
-# "HMem" in ASCII: a file that says otherwise is not ours.
-APPLICATION_ID = 0x484D656D
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +42,7 @@ class _Identity:
     opening: Opening
     was_clean: bool
     binding: Binding
+    missing: tuple[int, int] | None
 
 
 class HotFile:
@@ -51,10 +55,13 @@ class HotFile:
         ledger: Ledger,
         clock: Clock,
         identity: _Identity,
+        side_record: SideRecord,
         bounds: QueueBounds,
         index_bytes: int,
     ) -> None:
         self.slot = slot
+        self._open = True
+        forsake_in_child(self, HotFile._forked)
         # Called on the event loop after each commit that queued something.
         self.on_accepted: Callable[[], None] = _nobody_waits
         # Called with the operations that an erasure took out of the queue.
@@ -67,6 +74,13 @@ class HotFile:
         self.was_clean = identity.was_clean
         self.binding = identity.binding
         self._meeting = asyncio.Lock()
+        # What was wrong with the file and could be lived with: told by health as long as this opening lasts.
+        self.findings: list[FileFinding] = []
+        if identity.missing is not None:
+            first, last = identity.missing
+            self.findings.append(NumbersMissing(first_seq=first, last_seq=last))
+        self._side_record = side_record
+        self._whereabouts = Whereabouts(slot.path, slot.lock_path, slot.lock_fd)
         self._indexes = SearchIndexes(database.driver, database.path, budget_bytes=index_bytes)
         self._ledger = ledger
         acceptance = Acceptance(ledger, bounds)
@@ -101,31 +115,60 @@ class HotFile:
     ) -> Self:
         """Open the slot's file, making it if needed; `place` is where its database is, if it has one.
 
-        Raises `StorageCorrupt`, `StorageFailed`, `SchemaMismatch`.
+        A file that is found damaged is left as it was. Raises `StorageCorrupt`, `StorageFailed`, `SchemaMismatch`.
         """
         driver = choose_driver()
-        is_new = not slot.path.exists()
+        noted = read_side_record(slot.path)
+        is_new = not slot.path.exists() and noted is None
         if is_new:
             create_private(slot.path)
+        else:
+            inspect_file(slot.path, driver, noted)
         ledger = Ledger(clock, ids)
+        records: list[SideRecord] = []
+
+        def after_commit() -> Callable[[], None]:
+            publish = ledger.publication()
+            for record in records:
+                record.note(ledger.last_seq)
+            return publish
+
         hooks = Hooks(
             before_work=ledger.staging.flush,
             before_commit=ledger.staging.flush,
-            after_commit=ledger.publication,
+            after_commit=after_commit,
             after_rollback=ledger.forget,
         )
         database = Database(slot.path, driver, hooks)
         try:
             await database.open()
-            identity = await database.prepare(
-                lambda connection: _prepare(connection, driver, ids, place, is_new=is_new)
-            )
+            identity = await database.prepare(lambda connection: _prepare(connection, driver, ids, noted, place))
             database.open_readers()
             await database.write(ledger.read)
+            records.append(SideRecord(slot.path, _noted(identity.opening, ledger.last_seq)))
         except BaseException:
             await database.close()
             raise
-        return cls(slot, database, ledger, clock, identity, bounds, index_bytes)
+        return cls(slot, database, ledger, clock, identity, records[0], bounds, index_bytes)
+
+    def displaced(self) -> str | None:
+        """The name of a part on the disk that is no longer the one that is open, None while all are."""
+        return self._whereabouts.displaced()
+
+    def check_thread(self) -> None:
+        """Refuse what waits to be written, if the thread that should do it has died."""
+        self.database.check_thread()
+
+    def give_up(self, failure: HybridMemoryError) -> None:
+        """Write nothing more, for this reason. What waits to be written is refused with it; reads go on."""
+        self.database.give_up(failure)
+
+    async def renumber(self, reused: NumbersReused) -> QueueRenumbered:
+        """Number a user's queue anew, above a mark that was set for operations which the file has lost."""
+        await self.outbox.renumber(reused.user_id, covered=reused.covered, above=reused.last_seq)
+        finding = QueueRenumbered(user_id=reused.user_id, first_seq=reused.covered + 1, last_seq=reused.last_seq)
+        self.findings.append(finding)
+        return finding
 
     def _stored(self, stored: Stored) -> None:
         self.on_accepted()
@@ -233,45 +276,45 @@ class HotFile:
         finally:
             await self._let_go()
 
+    def _forked(self) -> None:
+        if self._open:
+            # A lock is free only when all who inherited it have let go, and must be when its owner dies.
+            self.slot.abandon()
+
     async def _let_go(self) -> None:
         try:
             await self.database.close()
         finally:
             self._indexes.close()
+            self._side_record.close()
+            self._open = False
             self.slot.release()
 
 
+def _noted(opening: Opening, last_seq: int) -> Noted:
+    return Noted(client_id=opening.client_id, open_number=opening.number, last_seq=last_seq)
+
+
 def _prepare(
-    connection: sqlite3.Connection, driver: Driver, ids: IdSource, place: str | None, *, is_new: bool
+    connection: sqlite3.Connection, driver: Driver, ids: IdSource, noted: Noted | None, place: str | None
 ) -> _Identity:
     try:
-        _check_ours(connection)
-        _migrate(connection)
-        clean = is_new or _meta(connection).get("clean") == "1"
-        if not clean:
-            _check_whole(connection)
-        return _identify(connection, ids, place, was_clean=clean)
+        make_ours(connection)
+        return _identify(connection, ids, noted, place)
     except driver.errors as error:
         raise driver.translate(error) from None
 
 
-def _check_ours(connection: sqlite3.Connection) -> None:
+def make_ours(connection: sqlite3.Connection) -> None:
+    """Make an empty file ours, and bring its schema up to date. Raises `StorageCorrupt`, `SchemaMismatch`."""
     (application_id,) = connection.execute("pragma application_id").fetchone()
     (tables,) = connection.execute("select count(*) from sqlite_master").fetchone()
-    if application_id == APPLICATION_ID and tables > 0:
-        return
-    if application_id in {0, APPLICATION_ID} and tables == 0:
-        # Its maker died before the first table: nothing was ever in it.
+    if tables == 0 and application_id in {0, APPLICATION_ID}:
+        # New, or its maker died before the first table: nothing was ever in it.
         connection.execute(f"pragma application_id = {APPLICATION_ID}")
-        return
-    raise StorageCorrupt("the file is not a hot tier of hybrid_memory", fix="use another data directory")
-
-
-def _check_whole(connection: sqlite3.Connection) -> None:
-    # Costs 1 ms per MB, so only after an unclean stop.
-    (verdict,) = connection.execute("pragma quick_check(1)").fetchone()
-    if verdict != "ok":
-        raise StorageCorrupt("the hot-tier file is damaged", fix="`hybrid-memory doctor` says what can be saved")
+    elif application_id != APPLICATION_ID:
+        raise StorageCorrupt("the file is not a hot tier of hybrid_memory", fix="use another data directory")
+    _migrate(connection)
 
 
 def _migrate(connection: sqlite3.Connection) -> None:
@@ -302,25 +345,32 @@ def _meta(connection: sqlite3.Connection) -> dict[str, str]:
     return cast("dict[str, str]", dict(connection.execute("select key, value from meta").fetchall()))
 
 
-def _identify(connection: sqlite3.Connection, ids: IdSource, place: str | None, *, was_clean: bool) -> _Identity:
+def _identify(connection: sqlite3.Connection, ids: IdSource, noted: Noted | None, place: str | None) -> _Identity:
     meta = _meta(connection)
     client_id = meta.get("client_id") or ids.new()
-    number = int(meta.get("open_number", "0")) + 1
+    if noted is not None and noted.client_id != client_id:
+        noted = None  # of a file that lay here before
     token = ids.new()
     connection.execute("begin immediate")
+    standing = take_over(connection, meta, noted)
     connection.executemany(
         "insert into meta (key, value) values (?, ?) on conflict (key) do update set value = excluded.value",
-        [("client_id", client_id), ("open_number", str(number)), ("open_token", token), ("clean", "0")],
+        [
+            ("client_id", client_id),
+            ("open_number", str(standing.open_number)),
+            ("open_token", token),
+            ("clean", "0"),
+        ],
     )
-    connection.execute("insert into meta (key, value) values ('last_seq', '0') on conflict do nothing")
     binding = read_binding(connection)
     if binding.place is None:
         # Before its database was ever reached: what is queued meanwhile is meant for that one.
         binding = replace(binding, place=place)
         write_binding(binding, connection)
     connection.execute("commit")
-    opening = Opening(client_id=client_id, number=number, token=token)
-    return _Identity(opening=opening, was_clean=was_clean, binding=binding)
+    opening = Opening(client_id=client_id, number=standing.open_number, token=token, starts=standing.starts)
+    was_clean = meta.get("clean", "1") == "1"
+    return _Identity(opening=opening, was_clean=was_clean, binding=binding, missing=standing.missing)
 
 
 def _nobody_waits() -> None:

@@ -63,6 +63,11 @@ class Ledger:
         """Take in a stamp of another writer."""
         self._stamps.observe(stamp)
 
+    @property
+    def last_seq(self) -> int:
+        """The last number of the queue given out, as of the transaction under way."""
+        return self._numbers.last_seq if self._numbers is not None else self.answered_seq
+
     def next_seq(self, connection: sqlite3.Connection) -> int:
         """The next number of the queue; gap-free, for a failed transaction gives its numbers back."""
         numbers = self._read(connection)

@@ -24,6 +24,7 @@ from hybrid_memory.payloads import carried_relationship
 from hybrid_memory.sqlite.accepting import Acceptance, Stored
 from hybrid_memory.sqlite.database import Database
 from hybrid_memory.sqlite.ledger import Ledger
+from hybrid_memory.sqlite.numbering import Moved, renumber
 from hybrid_memory.sqlite.past import remember_erasures
 from hybrid_memory.sqlite.rows import SqlRow, operation
 from hybrid_memory.sqlite.settling import Settling
@@ -60,6 +61,8 @@ class SqliteOutbox:
         # The newest queue entries without a gap, so that the relay need not read back what was just written.
         self._newest: deque[Operation] = deque(maxlen=NEWEST_KEPT)
         self._last_accepted: dict[str, int] = {}
+        # Users whose operations got other numbers since somebody was told them.
+        self._moved: dict[str, list[Moved]] = {}
 
     def accept_node(self, user_id: str, change: NodeChange, hold: Hold | None = None) -> asyncio.Future[Accepted]:
         """Store a node locally and queue it, in one transaction."""
@@ -106,6 +109,32 @@ class SqliteOutbox:
         """Queue entries were removed unsent, or added by others."""
         self._newest.clear()
 
+    async def renumber(self, user_id: str, *, covered: int, above: int) -> None:
+        """Number a user's queued operations above `covered` anew, above `above`: Postgres has marked that far.
+
+        Receipts given out for them stay good.
+        """
+        work = partial(self._renumber, user_id, covered, above)
+        await self._database.write(work, after=partial(self._renumbered, user_id))
+
+    def _renumber(self, user_id: str, covered: int, above: int, connection: sqlite3.Connection) -> Moved:
+        moved = renumber(connection, user_id, covered=covered, above=above)
+        self._ledger.forget()
+        self._ledger.read(connection)
+        return moved
+
+    def _renumbered(self, user_id: str, moved: Moved) -> None:
+        self.forget_newest()
+        self._moved.setdefault(user_id, []).append(moved)
+        if user_id in self._last_accepted:
+            self._last_accepted[user_id] = moved.number(self._last_accepted[user_id])
+
+    def _number_of(self, accepted: Accepted) -> int:
+        seq = accepted.seq
+        for moved in self._moved.get(accepted.user_id, ()):
+            seq = moved.number(seq)
+        return seq
+
     def claim(self, *, after_seq: int, limit: int, user_id: str | None = None) -> list[Operation]:
         """The next operations in order of acceptance; those already decided are passed over."""
         if user_id is None and after_seq == 0:
@@ -130,19 +159,20 @@ class SqliteOutbox:
         answered_seq = self._ledger.answered_seq
         if after_seq >= answered_seq:
             return []
-        if user_id is None:
-            rows = self._database.point.execute(
-                "select seq, op_id, user_id, kind, entity_id, base, delta, stamp, payload, accepted_at"
-                " from outbox where seq > ? and seq <= ? order by seq limit ?",
-                (after_seq, answered_seq, limit),
-            ).fetchall()
-        else:
-            rows = self._database.point.execute(
-                "select seq, op_id, user_id, kind, entity_id, base, delta, stamp, payload, accepted_at"
-                " from outbox indexed by outbox_by_entity where user_id = ? and seq > ? and seq <= ?"
-                " order by seq limit ?",
-                (user_id, after_seq, answered_seq, limit),
-            ).fetchall()
+        with self._database.reading as point:
+            if user_id is None:
+                rows = point.execute(
+                    "select seq, op_id, user_id, kind, entity_id, base, delta, stamp, payload, accepted_at"
+                    " from outbox where seq > ? and seq <= ? order by seq limit ?",
+                    (after_seq, answered_seq, limit),
+                ).fetchall()
+            else:
+                rows = point.execute(
+                    "select seq, op_id, user_id, kind, entity_id, base, delta, stamp, payload, accepted_at"
+                    " from outbox indexed by outbox_by_entity where user_id = ? and seq > ? and seq <= ?"
+                    " order by seq limit ?",
+                    (user_id, after_seq, answered_seq, limit),
+                ).fetchall()
         return cast("list[SqlRow]", rows)
 
     def settle(self, batch: BatchApplied) -> asyncio.Future[None]:
@@ -151,6 +181,9 @@ class SqliteOutbox:
         A crash before that commit costs nothing: the operations are sent again and meet their mark.
         """
         self.settling.begin(batch)
+        if self._database.failure is not None:
+            # The file takes nothing any more, so the rest of the queue shall all the sooner be where it is safe.
+            return _done()
         if self._settlement is None or not self._database.rides(self._settlement):
             # Settled with one, in one go, is whatever is decided until a commit takes it along.
             self._batches = [batch]
@@ -259,24 +292,25 @@ class SqliteOutbox:
 
         A receipt past its retention reads as applied: whatever else would still be in the dead letters.
         """
-        applied = self.settling.decision(accepted.seq)
+        seq = self._number_of(accepted)
+        applied = self.settling.decision(seq)
         if applied is not None:
             return applied.verdict, applied.rev
-        row = self._database.point.execute(
-            "select 1 from outbox where seq = ? and op_id = ?", (accepted.seq, accepted.op_id)
-        ).fetchone()
-        if row is not None:
-            return None
-        kept = kept_verdict(self._database.point, accepted.seq)
-        if kept is not None:
-            return kept
-        buried = self._database.point.execute("select 1 from dead_letters where op_id = ?", (accepted.op_id,))
-        return (Verdict.APPLIED if buried.fetchone() is None else Verdict.DEAD), None
+        with self._database.reading as point:
+            row = point.execute("select 1 from outbox where seq = ? and op_id = ?", (seq, accepted.op_id)).fetchone()
+            if row is not None:
+                return None
+            kept = kept_verdict(point, seq)
+            if kept is not None:
+                return kept
+            buried = point.execute("select 1 from dead_letters where op_id = ?", (accepted.op_id,)).fetchone()
+        return (Verdict.APPLIED if buried is None else Verdict.DEAD), None
 
     def state(self) -> QueueState:
         """Counts, at once."""
         queue = self._ledger.committed
-        row = self._database.point.execute("select accepted_at from outbox order by seq limit 1").fetchone()
+        with self._database.reading as point:
+            row = point.execute("select accepted_at from outbox order by seq limit 1").fetchone()
         return QueueState(
             # An erasure may have taken away what was on its way and is decided now.
             entries=max(0, queue.entries - len(self.settling)),
@@ -290,13 +324,21 @@ class SqliteOutbox:
         last = self._last_accepted.get(user_id)
         if last is not None:
             return last
-        row = self._database.point.execute("select max(seq) from outbox where user_id = ?", (user_id,)).fetchone()
+        with self._database.reading as point:
+            row = point.execute("select max(seq) from outbox where user_id = ?", (user_id,)).fetchone()
         return cast("int", row[0] or 0)
 
     def queued_of(self, user_id: str) -> int:
         """How many of a user's operations are queued."""
-        row = self._database.point.execute("select count(*) from outbox where user_id = ?", (user_id,)).fetchone()
+        with self._database.reading as point:
+            row = point.execute("select count(*) from outbox where user_id = ?", (user_id,)).fetchone()
         return max(0, cast("int", row[0]) - self.settling.of_user(user_id))
+
+
+def _done() -> asyncio.Future[None]:
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    done.set_result(None)
+    return done
 
 
 def _seq(applied: Applied) -> int:

@@ -18,6 +18,7 @@ from hybrid_memory.sqlite.accepting import Acceptance
 from hybrid_memory.sqlite.database import Database
 from hybrid_memory.sqlite.ledger import Ledger
 from hybrid_memory.sqlite.past import remember_erasures
+from hybrid_memory.sqlite.quarantine import remove_finished
 from hybrid_memory.sqlite.restoring import Restoration
 from hybrid_memory.sqlite.rows import (
     SqlRow,
@@ -312,13 +313,18 @@ class SqliteReplica:
         return Shown(user_id=user_id, user_no=None, row_ids=())
 
     async def erase(self, user_id: str, *, erased_rev: int | None) -> Mapping[str, int]:
-        """Remove every row of the user, and the bytes of them from the file and its log."""
+        """Remove every row of the user, and the bytes of them from the file and its log.
+
+        Damaged files that were set aside go as a whole.
+        """
         removed, _ = await self._database.write(
             partial(self._erase, user_id, erased_rev), after=lambda outcome: self._on_shown(outcome[1])
         )
         # Until the log is cut, what was deleted can still be read in it. A reader in the way is gone in a moment.
         await self._database.cut_log()
-        return removed
+        # He may be anywhere in a damaged file that was set aside.
+        folders = await asyncio.to_thread(remove_finished, self._database.path.parent)
+        return {**removed, "quarantine": folders} if folders else removed
 
     def _erase(
         self, user_id: str, erased_rev: int | None, connection: sqlite3.Connection

@@ -27,6 +27,15 @@ class Slot:
         """Where a running manager answers the command line."""
         return self.path.with_suffix(".sock")
 
+    @property
+    def lock_path(self) -> Path:
+        """The file that is locked. A separate one: locking the database itself would break SQLite."""
+        return self.path.with_suffix(".lock")
+
+    def abandon(self) -> None:
+        """In a forked child: hold the lock no longer, which stays the parent's until it dies."""
+        os.close(self.lock_fd)
+
     def release(self) -> None:
         """Give the slot up. A lock that is free proves that its owner is gone."""
         os.close(self.lock_fd)

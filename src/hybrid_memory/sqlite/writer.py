@@ -6,15 +6,17 @@ import asyncio
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Thread
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import aiosqlite
 
-from hybrid_memory.errors import Closed, HybridMemoryError, StorageFailed
+from hybrid_memory.errors import Closed, HybridMemoryError, StorageCorrupt, StorageFailed
 from hybrid_memory.sqlite.driver import Driver
 
 T = TypeVar("T")
@@ -34,10 +36,32 @@ class OwnedConnection(aiosqlite.Connection):
     """An aiosqlite connection that runs a whole transaction as one function on its own thread: one hop, not three."""
 
     if TYPE_CHECKING:
-        # aiosqlite gives its queue and its executor no types.
+        # aiosqlite gives its queue, its executor and its thread no types.
         _tx: SimpleQueue[tuple[asyncio.Future[Any] | None, Callable[[], Any]]]
+        _connection: sqlite3.Connection | None
 
         async def _execute(self, fn: Callable[..., T], *args: object, **kwargs: object) -> T: ...
+
+    def __init__(self, connector: Callable[[], sqlite3.Connection]) -> None:
+        super().__init__(connector, 64)
+        # Before 0.22 the connection is its thread.
+        thread: object = getattr(self, "_thread", self)
+        if not isinstance(thread, Thread):
+            raise TypeError("aiosqlite has no thread")
+        # Were the event loop closed before us, an ordinary thread would keep the process for ever.
+        thread.daemon = True
+        self._worker = thread
+
+    @property
+    def has_died(self) -> bool:
+        """Whether its thread ended although the connection is open: nothing that is posted is done any more."""
+        return self._connection is not None and not self._worker.is_alive()
+
+    def bury(self) -> None:
+        """Close a connection whose thread has died; the last one to a file to close checkpoints it."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     # Not `run`: before 0.22 an aiosqlite connection is a thread, whose method that is.
     async def perform(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -95,7 +119,7 @@ class Writer:
         self._hooks = hooks
         self._undoing: tuple[type[Exception], ...] = (*driver.errors, *_UNDOING)
         self._loop = asyncio.get_running_loop()
-        self._connection = OwnedConnection(partial(driver.connect, path, check_same_thread=False), 64)
+        self._connection = OwnedConnection(partial(driver.connect, path, check_same_thread=False))
         # The event loop appends, the thread takes; a deque bears both at once.
         self._waiting: deque[_Request[Any, Any]] = deque()
         self._riding: deque[_Request[Any, Any]] = deque()
@@ -155,7 +179,7 @@ class Writer:
         if self._closing:
             raise Closed("the hot tier is closed")
         if self._failure is not None:
-            raise StorageFailed("the hot tier's writer has stopped") from self._failure
+            raise self._stopped() from self._failure
         future: asyncio.Future[R] = self._loop.create_future()
         request = _Request(work, stages, answer, future)
         if ride:
@@ -199,6 +223,8 @@ class Writer:
     def _commit_waiting(self, connection: sqlite3.Connection) -> list[object]:
         """On the thread: commit what waits; the results or errors of its works, in their order."""
         self._group = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_GROUP))]
+        if self._failure is not None:
+            raise self._stopped()
         return self._commit(self._group, connection)
 
     def _answer(self, outcomes: Sequence[object]) -> None:
@@ -219,13 +245,33 @@ class Writer:
             self._rested.set()
 
     def _fail(self, error: BaseException) -> None:
-        self._failure = error
-        self._take_along()
-        for request in (*self._group, *self._waiting):
-            if not request.future.done():
-                request.future.set_exception(StorageFailed("the hot tier's writer has stopped"))
-        self._waiting.clear()
+        self.give_up(error)
+        self._refuse(self._group)
         self._rested.set()
+
+    def give_up(self, failure: BaseException) -> None:
+        """Take nothing more, and refuse what waits. What is under way ends as it may."""
+        self._failure = self._failure or failure
+        self._take_along()
+        while self._waiting:
+            # The thread may take some meanwhile; it refuses them itself.
+            with suppress(IndexError):
+                self._refuse([self._waiting.popleft()])
+
+    def check_thread(self) -> None:
+        """Refuse what was given and what comes, if the thread that should do it has died."""
+        if self._failure is None and self._connection.has_died:
+            self._fail(StorageFailed("the thread that writes the local file has died", fix="start this process again"))
+
+    def _refuse(self, requests: Sequence[_Request[Any, Any]]) -> None:
+        for request in requests:
+            if not request.future.done():
+                request.future.set_exception(self._stopped())
+
+    def _stopped(self) -> StorageFailed:
+        if isinstance(self._failure, StorageFailed):
+            return type(self._failure)(self._failure.message, fix=self._failure.fix)
+        return StorageFailed("the hot tier's writer has stopped")
 
     def _commit(self, group: Sequence[_Request[Any, Any]], connection: sqlite3.Connection) -> list[object]:
         try:
@@ -238,9 +284,13 @@ class Writer:
             if connection.in_transaction:
                 connection.execute("rollback")
             self._hooks.after_rollback()
+            failure = self._driver.translate(error) if isinstance(error, self._driver.errors) else error
+            if isinstance(failure, StorageCorrupt):
+                # Whatever is written after this may spread the damage: the writer stops here.
+                raise failure from None
             if len(group) > 1:
                 return [self._commit([request], connection)[0] for request in group]
-            return [self._driver.translate(error) if isinstance(error, self._driver.errors) else error]
+            return [failure]
         # Outside: what fails after the commit must not have the works done again.
         self._publish = self._hooks.after_commit()
         return outcomes
@@ -266,7 +316,10 @@ class Writer:
 
     async def close(self) -> None:
         """Close the connection; the last one to a file to close checkpoints it."""
-        await self._connection.close()
+        if self._connection.has_died:
+            self._connection.bury()
+        else:
+            await self._connection.close()
 
 
 def _nothing() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -11,14 +10,9 @@ from hybrid_memory.cli.checks.finding import Finding, fail, ok, warn
 from hybrid_memory.cli.places import Place
 from hybrid_memory.cli.slots import Reply, ask_slots, number_in, object_in
 from hybrid_memory.cli.wording import counted
+from hybrid_memory.sqlite.disks import NETWORK, UNSURE, file_system
 from hybrid_memory.sqlite.slots import existing_slots, slot_path
 
-# SQLite's write-ahead log needs memory that all its users share, and locks that hold: neither is had over a network.
-_NETWORK: Final = frozenset(
-    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "gpfs", "fuse.sshfs"}
-)
-# Somebody else's promises about fsync: a layer over another file system, or a program.
-_UNSURE: Final = frozenset({"overlay", "virtiofs", "fuse", "fuseblk"})
 _OTHERS: Final = 0o077
 
 
@@ -31,8 +25,9 @@ async def check_directory(place: Place) -> list[Finding]:
     if findings[0].state == "fail":
         return findings
     numbers = existing_slots(directory)
+    findings.append(_files(directory, numbers))  # before they are opened, which closes them to others
     replies = await ask_slots(place, numbers, "status")
-    findings += [_files(directory, numbers), _slots(replies), _left_behind(replies), _dead_letters(replies)]
+    findings += [_slots(replies), _left_behind(replies), _dead_letters(replies)]
     return findings
 
 
@@ -47,42 +42,15 @@ def _access(directory: Path) -> Finding:
     return ok("data_dir", f"{directory}, closed to others")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Mount:
-    point: Path
-    kind: str
-
-
 def _disk(directory: Path) -> Finding:
     kind = file_system(directory)
     if kind is None:
         return ok("file_system", "unknown on this platform; it must not be a network drive")
-    if kind in _NETWORK:
+    if kind in NETWORK:
         return fail("file_system", f"{kind} is reached over a network: SQLite is not safe on it", "use a local disk")
-    if kind.partition(".")[0] in _UNSURE:
+    if kind.partition(".")[0] in UNSURE:
         return warn("file_system", f"{kind} stands between us and the disk", "use a local disk for what must last")
     return ok("file_system", kind)
-
-
-def file_system(directory: Path) -> str | None:
-    """The kind of file system a directory is on, as the kernel names it; None where it does not say."""
-    try:
-        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return None
-    real = directory.resolve()
-    holding = [mount for mount in map(_mount, lines) if mount.point == real or mount.point in real.parents]
-    # Of two at the same point the later one hides the earlier.
-    nearest = max(enumerate(holding), key=lambda one: (len(one[1].point.parts), one[0]), default=None)
-    return None if nearest is None else nearest[1].kind
-
-
-def _mount(line: str) -> _Mount:
-    # Fields: id, parent, device, root, mount point, options, any number of others, "-", type, source, options. Blanks
-    # in names are written as octal codes.
-    before, _, after = line.partition(" - ")
-    point = before.split(" ")[4].encode().decode("unicode_escape")
-    return _Mount(point=Path(point), kind=after.split(" ")[0])
 
 
 def _nearest(directory: Path) -> Path:

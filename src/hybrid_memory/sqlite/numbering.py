@@ -1,0 +1,107 @@
+"""Which number the queue goes on from, whatever has become of the file since its last one was given out."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from typing import Final, NamedTuple, TypeAlias, cast
+
+import orjson
+
+from hybrid_memory.sqlite.side_record import Noted
+
+Starts: TypeAlias = "tuple[tuple[int, int], ...]"
+
+# Openings that queued nothing leave no trace, so this many have queued something that still waits.
+_MOST_STARTS: Final = 1_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """Where an opening takes the file over. `missing` are the numbers, first and last, that it should have and has not.
+
+    `starts` are openings and the first number that each may have given out, as far as some of those are still queued.
+    """
+
+    open_number: int
+    starts: Starts
+    missing: tuple[int, int] | None
+
+
+def take_over(connection: sqlite3.Connection, meta: dict[str, str], noted: Noted | None) -> Standing:
+    """Number a new opening of the file and its operations above all that was given out before, by file or side record.
+
+    To be run in the transaction that writes the opening down.
+    """
+    here = _last_seq(connection, meta)
+    number = int(meta.get("open_number", "0"))
+    missing = None
+    if noted is not None:
+        number = max(number, noted.open_number)
+        if noted.last_seq > here:
+            missing = (here + 1, noted.last_seq)
+            here = noted.last_seq
+    number += 1
+    starts = (*_still_needed(connection, _starts(meta)), (number, here + 1))[-_MOST_STARTS:]
+    connection.executemany(
+        "insert into meta (key, value) values (?, ?) on conflict (key) do update set value = excluded.value",
+        [("last_seq", str(here)), ("starts", orjson.dumps(starts).decode())],
+    )
+    return Standing(open_number=number, starts=starts, missing=missing)
+
+
+def _last_seq(connection: sqlite3.Connection, meta: dict[str, str]) -> int:
+    (queued,) = connection.execute("select coalesce(max(seq), 0) from outbox").fetchone()
+    return max(int(meta.get("last_seq", "0")), cast("int", queued))
+
+
+def _starts(meta: dict[str, str]) -> Starts:
+    return tuple((number, first) for number, first in cast("list[list[int]]", orjson.loads(meta.get("starts", "[]"))))
+
+
+def _still_needed(connection: sqlite3.Connection, starts: Starts) -> Starts:
+    (oldest,) = connection.execute("select min(seq) from outbox").fetchone()
+    if oldest is None:
+        return ()
+    kept: list[tuple[int, int]] = []
+    for number, first in starts:
+        # Of those with the same first number all but the last gave none out, and of those before the oldest entry all
+        # but the last gave out nothing that is still there.
+        if kept and (kept[-1][1] == first or first <= oldest):
+            kept.pop()
+        kept.append((number, first))
+    return tuple(kept)
+
+
+class Moved(NamedTuple):
+    """What a user's operations from above `covered` to `last` are numbered now: `shift` more."""
+
+    covered: int
+    last: int
+    shift: int
+
+    def number(self, seq: int) -> int:
+        """The number that an operation has now."""
+        return seq + self.shift if self.covered < seq <= self.last else seq
+
+
+def renumber(connection: sqlite3.Connection, user_id: str, *, covered: int, above: int) -> Moved:
+    """Give a user's queued operations above `covered` numbers above `above`, and above all that there are.
+
+    Their order stays, and what was made on one of them follows it. Of other users nothing is moved: what was sent of
+    theirs may have been applied under the number that it has.
+    """
+    here = _last_seq(connection, dict(connection.execute("select key, value from meta").fetchall()))
+    shift = max(above, here) - covered
+    # The new numbers lie above all that there are, so no two meet on the way.
+    connection.execute(
+        "update outbox set seq = seq + ?1, base = case when base < -?2 then base - ?1 else base end"
+        " where user_id = ?3 and seq > ?2",
+        (shift, covered, user_id),
+    )
+    connection.execute(
+        "update meta set value = cast((select max(?, coalesce(max(seq), 0)) from outbox) as text)"
+        " where key = 'last_seq'",
+        (max(above, here),),
+    )
+    return Moved(covered, here, shift)
