@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -17,6 +18,7 @@ from hybrid_memory import HybridMemoryManager, Receipt, Settings
 from tests.campaigns.tally import Tally
 from tests.plugins.postgres import connected
 from tests.support.kill_worker import KIND, Lane
+from tests.support.managers import both_tiers_agree
 from tests.support.witness import Verdict, Witness, numbers_given_out
 
 USERS = tuple(f"user-{number}" for number in range(8))
@@ -80,6 +82,10 @@ async def under_load(dsn: str, admin_dsn: Callable[[], str], data_dir: Path, tal
         verdict = await _run_out(manager)
     async with connected(admin_dsn()) as admin:
         judged = await witness.judge(admin, operations=numbers_given_out(data_dir))
+    complaints = [*verdict.lost, *verdict.diverged, *judged.lost, *judged.doubled, *judged.reordered]
+    if complaints:
+        text = "\n".join(f"{tally.fault}: {complaint}" for complaint in complaints[:20])
+        sys.stderr.write(f"{text}\n")
     tally.acked += witness.acks
     tally.lost += len(verdict.lost) + len(judged.lost)
     tally.doubled += len(judged.doubled)
@@ -95,8 +101,10 @@ async def _run_out(manager: HybridMemoryManager) -> Verdict:
     verdict.lost += [f"dead: {letter.sqlstate}" for letter in await manager.dead_letters.list()]
     for user in (*USERS, PROBE):
         memory = await manager.ensure_user_memories(user)
-        hot, durable = await memory.digest(), await manager.durable_digest(user)
-        if hot != durable:
+        try:
+            await both_tiers_agree(manager, memory)
+        except AssertionError:
+            hot, durable = await memory.digest(), await manager.durable_digest(user)
             verdict.diverged.append(f"{user}: {hot} here, {durable} there")
     return verdict
 
