@@ -22,12 +22,11 @@ from datetime import timedelta
 from pathlib import Path
 
 from hybrid_memory import HybridMemoryManager
-from hybrid_memory.sqlite.driver import choose_driver
 from hybrid_memory.testing.postgres import short_folder
 from tests.plugins.postgres import Database, connected
 from tests.support.kill_worker import Task
 from tests.support.own_server import OwnServer
-from tests.support.witness import Verdict, Witness
+from tests.support.witness import Verdict, Witness, numbers_given_out
 
 USERS = ("ada", "bo", "cy")
 REPOSITORY = Path(__file__).parents[1]
@@ -115,20 +114,11 @@ class Campaign:
                     diverged.append(f"{user_id}: {hot} here, {durable} there")
             dead = await manager.dead_letters.list()
         async with connected(self.database.admin_dsn) as admin:
-            verdict = await self.witness.judge(admin, operations=self._numbers_given_out())
+            verdict = await self.witness.judge(admin, operations=numbers_given_out(self.data_dir))
         verdict.diverged += diverged
         verdict.lost += [f"{left} operations are still queued"] if left else []
         verdict.lost += [f"dead: {letter.sqlstate} {letter.operation.kind}" for letter in dead]
         return verdict
-
-    def _numbers_given_out(self) -> int:
-        # Every process is gone and the file is closed: nobody's locks are in the way of a second opener.
-        connection = choose_driver().connect(self.data_dir / "slot-00.db", read_only=True)
-        try:
-            (last,) = connection.execute("select value from meta where key = 'last_seq'").fetchone()
-        finally:
-            connection.close()
-        return int(last)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

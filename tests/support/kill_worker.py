@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import partial
@@ -52,18 +52,21 @@ class Lane:
 
     memory: UserMemory
     number: int
+    say: Callable[..., None] = say
+    waits: Sequence[float] = WAITS
+    """How long each write waits for Postgres, in turn, in seconds."""
 
     async def attempt(self, deed: str, on: str, write: Callable[[float], Awaitable[Receipt]]) -> str | None:
         """Make one write, announced before and acknowledged after; gives the node's id."""
         self.number += 1
         about = {"user": self.memory.user_id, "deed": deed, "on": on, "n": self.number}
-        say(at="try", **about)
+        self.say(at="try", **about)
         try:
-            receipt = await write(WAITS[self.number % len(WAITS)])
+            receipt = await write(self.waits[self.number % len(self.waits)])
         except NotFound:
-            say(at="refused", **about)
+            self.say(at="refused", **about)
             return None
-        say(at="ok", **about)
+        self.say(at="ok", **about)
         return receipt.node_id
 
     async def keyed(self) -> None:

@@ -13,6 +13,7 @@ from typing import TypeVar
 import asyncpg
 
 from hybrid_memory import HybridMemoryManager, Settings, UserMemory
+from hybrid_memory.errors import Unreachable
 from hybrid_memory.events import Event
 from hybrid_memory.graph import JsonValue
 from tests.plugins.postgres import Database
@@ -70,7 +71,10 @@ async def drained(manager: HybridMemoryManager, *, seconds: float = 20.0) -> Non
 
 async def both_tiers_agree(manager: HybridMemoryManager, memory: UserMemory, *, seconds: float = 10.0) -> None:
     async def equal() -> bool:
-        return await memory.digest() == await manager.durable_digest(memory.user_id)
+        try:
+            return await memory.digest() == await manager.durable_digest(memory.user_id)
+        except Unreachable:  # it has just come back, and the next attempt to connect is not due yet
+            return False
 
     await eventually(equal, seconds=seconds)
 

@@ -26,7 +26,7 @@ _STEP_SECONDS: Final = 0.01
 class Pair:
     """Two clusters, of which one streams from the other; make it with `failing_over`.
 
-    Clients reach whichever is the primary by `dsn`. Replication is asynchronous until `promote(lose_tail=False)`.
+    Clients reach whichever is the primary by `dsn`. Replication is asynchronous.
     """
 
     def __init__(self, folder: Path, primary: Cluster, proxy: Proxy) -> None:
@@ -76,21 +76,17 @@ class Pair:
     async def promote(self, *, lose_tail: bool) -> None:
         """Kill the primary with -9 and promote the standby; clients are cut off and led to it.
 
-        With `lose_tail` all that was committed after `lag` is gone. Without, replication is made synchronous first, so
-        that nothing acknowledged is: lag or none, the standby has caught up before the kill.
+        With `lose_tail` all that was committed after `lag` is gone. Without, nothing acknowledged is, lag or none:
+        clients are cut off first, then the standby catches up, then the primary is killed.
         """
         standby = self._standby()
+        self.proxy.shut()
         if not lose_tail:
-            await self.primary.set("synchronous_standby_names", "*")
-            await self.catch_up()
-            # From here on no commit is acknowledged that the standby does not have; what was before, it has now too.
-            in_step = "select exists (select from pg_stat_replication where sync_state = 'sync')"
-            await _comes_about(lambda: _holds(self.primary, in_step))
             await self.catch_up()
         await self.primary.kill()
         await standby.execute("select pg_promote(true, 30)")
         self.proxy.lead_to(standby.dsn())
-        self.proxy.cut()
+        await self.proxy.heal()
         await self.primary.stop()
         self.primary, self.standby = standby, None
 
