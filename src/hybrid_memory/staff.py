@@ -102,9 +102,11 @@ class Staff:
         services = [Service(sweeper, events)]
         if durable.mode is PostgresMode.OFF:
             return services
-        services += [self.relay_service, self.feed_service, self._hinter_service]
-        if settings.pooler == "none":
-            services.append(Service(Listener(durable.feed, self.feed_service.wake, uniform), events))
+        services += [self.relay_service, self.feed_service]
+        if settings.hints:
+            listener = Listener(durable.feed, self.feed_service.wake, uniform)
+            # Behind a pooler without a direct way beside it the listener only sleeps, and hints still go out.
+            services += [self._hinter_service, Service(listener, events)]
         if durable.mode is PostgresMode.EMBEDDED:
             services.append(Service(Keeper(durable.keep_up), events))
         return services
