@@ -29,7 +29,7 @@ class OwnServer:
 
     @property
     def server(self) -> Server:
-        return Server(name="own", dsn=self._dsn)
+        return Server(name="own", dsn=self._dsn, socket_dir=self.postgres.socket_dir)
 
     def _dsn(self, role: str, database: str) -> str:
         return self.postgres.admin_dsn(database).replace("//postgres@", f"//{role}@")
