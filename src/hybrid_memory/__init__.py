@@ -16,6 +16,7 @@ from hybrid_memory.errors import (
     StorageCorrupt,
     StorageFailed,
     StorageFull,
+    TooStale,
     Unreachable,
 )
 from hybrid_memory.filters import Filter, field
@@ -71,6 +72,7 @@ __all__ = [
     "StorageCorrupt",
     "StorageFailed",
     "StorageFull",
+    "TooStale",
     "Unreachable",
     "UserMemory",
     "Verdict",

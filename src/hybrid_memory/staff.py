@@ -18,6 +18,7 @@ from hybrid_memory.graph import Verdict
 from hybrid_memory.keeper import Keeper
 from hybrid_memory.messages import Applied, BatchApplied
 from hybrid_memory.preload import Preload, continues
+from hybrid_memory.recency import Recency
 from hybrid_memory.relay import Relay
 from hybrid_memory.retry import Backoff, Breaker
 from hybrid_memory.service import Service
@@ -46,6 +47,7 @@ class Staff:
         self.deliveries = Deliveries()
         self.preload = Preload(hot=file.hot, replica=file.replica, feed=durable.feed, clock=clock, events=events)
         self.barrier = self._make_barrier(tiers)
+        self.recency = self._make_recency(clock)
         self.relay = make_relay(
             tiers=tiers,
             deliveries=self.deliveries,
@@ -85,6 +87,13 @@ class Staff:
             client_id=file.opening.client_id,
             last_accepted_of=file.outbox.last_accepted_of,
             bring_up_to_date=self.preload.bring_up_to_date,
+        )
+
+    def _make_recency(self, clock: Clock) -> Recency:
+        return Recency(
+            confirmed_at=self.preload.confirmed_at,
+            bring_up_to_date=self.preload.bring_up_to_date,
+            monotonic=clock.monotonic,
         )
 
     def _hire(
