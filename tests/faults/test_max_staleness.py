@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from hybrid_memory import InvalidInput, NodeId, Settings, TooStale, UserMemory
@@ -15,6 +16,7 @@ from tests.faults.conftest import Sick
 from tests.faults.test_two_managers import paired
 from tests.plugins.postgres import Database
 from tests.support.managers import FACT
+from tests.support.waiting import eventually
 
 # Nothing comes but what is asked for: no poll, no hint.
 DEAF = Settings(poll_interval=timedelta(minutes=5), hints=False)
@@ -59,18 +61,26 @@ async def test_every_read_brings_the_copy_up_to_date_first_only_if_it_is_older_t
         assert await read(pair.there, stored.node_id, None)
 
 
-async def test_what_another_process_stored_before_the_call_is_seen_by_all_who_ask_at_once(
-    postgres: Database, tmp_path: Path
+async def test_an_answer_to_somebody_elses_earlier_question_is_not_taken_for_one_to_ours(
+    postgres: Database, admin: asyncpg.Connection, tmp_path: Path
 ) -> None:
+    blocked = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = $1"
+
+    async def somebody_waits() -> bool:
+        return bool(await admin.fetchval(blocked, postgres.name))
+
     async with paired(postgres, tmp_path, DEAF) as pair:
-
-        async def store_and_look() -> bool:
-            # Others' questions are under way, asked before this was stored: their answers say nothing of it.
-            stored = await pair.here.store({}, context_type=FACT, wait=20)
-            return await pair.there.get(stored.node_id, max_staleness=0) is not None
-
-        for _ in range(10):
-            assert await asyncio.gather(*(store_and_look() for _ in range(8))) == [True] * 8
+        first = await pair.here.store({}, context_type=FACT, wait=20)
+        async with admin.transaction():
+            # The rows of the answer wait for this, when what they are as of is settled.
+            await admin.execute("lock table memory.relationships in access exclusive mode")
+            earlier = asyncio.create_task(pair.there.get(first.node_id, max_staleness=0))
+            await eventually(somebody_waits)
+            second = await pair.here.store({}, context_type=FACT, wait=20)
+            later = asyncio.create_task(pair.there.get(second.node_id, max_staleness=0))
+            await asyncio.sleep(0)
+        assert await earlier is not None
+        assert await later is not None
 
 
 @pytest.mark.parametrize("fault", ["killed", "frozen"])
