@@ -1,13 +1,14 @@
 # Everything is run from here. Needed: Python >= 3.11, make, git; the rest is put into .venv from PyPI.
 #   make demo        set up and run the demo on this repository (ARGS="--repo PATH" and so on are passed on)
-#   make test        set up for development; lint, types, import law, tests with branch coverage (ARGS are pytest's)
-#   make lint | types | imports | tests | format | bench | setup | clean
+#   make test        set up for development; lint, types, import law, tests through PgBouncer, tests with branch coverage
+#                    (ARGS are pytest's)
+#   make lint | types | imports | pooler | tests | format | bench | setup | clean
 #   make lock        write requirements-dev.lock anew     make lowest   the tests on the oldest dependencies allowed
 #   make PYTHON=/path/to/python3.12 ...    names the interpreter instead of looking for one
 
 PYTHON ?=
 ARGS ?=
-BENCH ?= read_path write_path preload outage
+BENCH ?= read_path write_path preload outage feed
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,12 +22,12 @@ export PYTHONNOUSERSITE := 1
 .DEFAULT_GOAL := test
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: demo test tests lint types imports format bench lock lowest setup clean
+.PHONY: demo test tests pooler lint types imports format bench lock lowest setup clean
 
 demo: $(USE_STAMP)
 	@$(BIN)/hybrid-memory demo $(ARGS)
 
-test: lint types imports tests
+test: lint types imports pooler tests
 
 lint: $(DEV_STAMP)
 	@echo "lint"
@@ -46,6 +47,15 @@ imports: $(DEV_STAMP)
 tests: $(DEV_STAMP)
 	@echo "tests"
 	@$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+
+# What meets Postgres as the application does, with PgBouncer in transaction mode in between.
+pooler: $(DEV_STAMP)
+	@if PATH="$$PATH:/usr/sbin:/usr/local/sbin" command -v pgbouncer >/dev/null; then \
+		echo "tests through PgBouncer" && \
+		$(BIN)/python -m pytest --pooler -r fE -q tests/contract tests/integration tests/security; \
+	else \
+		echo "NOT RUN: tests through PgBouncer, which is not installed (as root: apt-get install pgbouncer)"; \
+	fi
 
 format: $(DEV_STAMP)
 	@$(BIN)/ruff check --fix $(CODE)

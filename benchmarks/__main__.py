@@ -12,7 +12,7 @@ from pathlib import Path
 import orjson
 from rich.console import Console
 
-from benchmarks import outage, preload, read_path, report, write_path
+from benchmarks import feed, outage, preload, read_path, report, write_path
 from benchmarks.figures import Figure
 from benchmarks.plan import TINY, Plan, Sizes
 
@@ -23,6 +23,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "write_path": write_path.run,
     "preload": preload.run,
     "outage": outage.run,
+    "feed": feed.run,
 }
 
 KEPT, MISSED = 0, 1

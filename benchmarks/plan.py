@@ -23,6 +23,9 @@ class Sizes:
     warm_users: int = 40
     drained: int = 10_000
     frozen_calls: int = 8
+    hinted_writes: int = 40
+    polled_writes: int = 120
+    hint_turns: int = 12
 
 
 TINY = Sizes(
@@ -37,6 +40,9 @@ TINY = Sizes(
     warm_users=5,
     drained=600,
     frozen_calls=1,
+    hinted_writes=5,
+    polled_writes=5,
+    hint_turns=1,
 )
 """To see that everything runs; the figures mean nothing."""
 

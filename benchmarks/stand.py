@@ -13,7 +13,7 @@ from pathlib import Path
 import asyncpg
 
 from benchmarks.plan import Plan
-from hybrid_memory import HybridMemoryManager
+from hybrid_memory import HybridMemoryManager, Settings
 from hybrid_memory.connect import EMBEDDED_DATABASE, prepare_embedded
 from hybrid_memory.embedded import EmbeddedPostgres
 from hybrid_memory.events import Observer
@@ -33,9 +33,13 @@ class Stand:
         """The owner of everything."""
         return self.postgres.admin_dsn(EMBEDDED_DATABASE)
 
-    def manager(self, name: str, observer: Observer | None = None) -> AbstractAsyncContextManager[HybridMemoryManager]:
+    def manager(
+        self, name: str, observer: Observer | None = None, settings: Settings | None = None
+    ) -> AbstractAsyncContextManager[HybridMemoryManager]:
         """Open a manager on a data directory of this name."""
-        return HybridMemoryManager.open(dsn=self.app_dsn, data_dir=self.folder / name, observer=observer)
+        return HybridMemoryManager.open(
+            dsn=self.app_dsn, data_dir=self.folder / name, observer=observer, settings=settings
+        )
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from hybrid_memory.errors import (
     StorageFailed,
     StorageFull,
     StorageReplaced,
+    TooStale,
     Unreachable,
 )
 from hybrid_memory.filters import Filter, field
@@ -73,6 +74,7 @@ __all__ = [
     "StorageFailed",
     "StorageFull",
     "StorageReplaced",
+    "TooStale",
     "Unreachable",
     "UserMemory",
     "Verdict",

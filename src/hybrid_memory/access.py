@@ -16,6 +16,7 @@ from hybrid_memory.jsontext import encode
 from hybrid_memory.ports import HotTier, Outbox
 from hybrid_memory.preload import Preload
 from hybrid_memory.receipts import ReceiptDesk
+from hybrid_memory.recency import Recency
 from hybrid_memory.settings import Settings
 
 
@@ -70,6 +71,7 @@ class Access:
     receipts: ReceiptDesk
     preload: Preload
     barrier: Barrier
+    recency: Recency
     clock: Clock
     ids: IdSource
     settings: Settings

@@ -245,10 +245,13 @@ def _over(
     keep_up: Callable[[], Awaitable[None]],
     stop: Callable[[], Awaitable[None]],
 ) -> Durable:
+    # Nothing stands before a server of our own.
+    direct = mode is PostgresMode.EMBEDDED
     server = PostgresSettings(
         dsn=dsn,
         tls="require" if settings.ssl else None,
-        transaction_pooler=settings.pooler == "transaction",
+        transaction_pooler=settings.pooler == "transaction" and not direct,
+        listen_dsn=None if direct else settings.listen_dsn,
         # The relay, the feed and the listener have a connection each; loads share the rest.
         loads_at_once=max(1, min(settings.pool_size - 3, 8)),
     )

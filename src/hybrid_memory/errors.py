@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import ClassVar
 
 
@@ -54,6 +55,22 @@ class NotFound(HybridMemoryError):
     """The thing named does not exist (or not for this user)."""
 
     code = "not_found"
+
+
+class TooStale(HybridMemoryError):
+    """A read asked for a copy no older than it is, and Postgres could not bring it up to date in time.
+
+    `age` is how long ago Postgres last confirmed the copy, None for not since it was opened. Without `max_staleness`
+    the same read is answered.
+    """
+
+    code = "too_stale"
+    retryable = True
+
+    def __init__(self, *, age: timedelta | None) -> None:
+        known = "was not confirmed yet" if age is None else f"was last confirmed {age.total_seconds():.1f} s ago"
+        super().__init__(f"the copy {known}", fix="try again when Postgres is back, or read without max_staleness")
+        self.age = age
 
 
 class Backpressure(HybridMemoryError):

@@ -83,6 +83,7 @@ class HybridMemoryManager:
             receipts=ReceiptDesk(outbox=file.outbox, deliveries=deliveries, is_away=self._is_away, clock=clock),
             preload=self._staff.preload,
             barrier=self._staff.barrier,
+            recency=self._staff.recency,
             clock=clock,
             ids=ids,
             settings=settings,

@@ -73,6 +73,7 @@ class Preload:
         if cursor is None or not cursor.complete:
             return None
         self._asking.add(user_id)
+        asked_at = self._clock.monotonic()
         try:
             heads = await self._feed.heads([user_id])
         except DurableTierError as error:
@@ -83,7 +84,7 @@ class Preload:
             self._asking.discard(user_id)
         if not is_current(cursor, heads[0] if heads else None):
             return None
-        self.confirm(user_id)
+        self.confirm(user_id, asked_at)
         return True
 
     def _landed(self, user_id: str) -> None:
@@ -94,9 +95,9 @@ class Preload:
         """When the copy was last known to be up to date, in monotonic seconds."""
         return self._confirmed.get(user_id)
 
-    def confirm(self, user_id: str) -> None:
-        """Postgres has just said that the copy is up to date."""
-        self._confirmed[user_id] = self._clock.monotonic()
+    def confirm(self, user_id: str, asked_at: float) -> None:
+        """Postgres, asked then (in monotonic seconds), has said what the copy now holds."""
+        self._confirmed[user_id] = max(asked_at, self._confirmed.get(user_id, asked_at))
 
     async def forget(self, user_id: str) -> None:
         """The user is to be erased: stop a load that is under way, so that nothing of it comes after."""
@@ -113,6 +114,7 @@ class Preload:
         await asyncio.gather(*flights, return_exceptions=True)
 
     async def _bring(self, user_id: str) -> bool:
+        asked_at = self._clock.monotonic()
         try:
             loaded = await self._load(user_id)
         except DurableTierError as error:
@@ -120,7 +122,7 @@ class Preload:
                 raise
             return False
         if loaded:
-            self.confirm(user_id)
+            self.confirm(user_id, asked_at)
         return loaded
 
     async def _load(self, user_id: str) -> bool:

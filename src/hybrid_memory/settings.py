@@ -22,6 +22,7 @@ _HOST = re.compile(r"[A-Za-z0-9._:%-]+")
 
 Positive = Annotated[int, Field(gt=0)]
 Span = Annotated[timedelta, Field(gt=timedelta(0))]
+Pooler = Literal["none", "transaction"]
 
 
 class Settings(BaseModel):
@@ -36,14 +37,18 @@ class Settings(BaseModel):
     """Connections to Postgres at most. A few serve all work; the rest is for loads running side by side."""
     ssl: bool = False
     """Require TLS to Postgres."""
-    pooler: Literal["none", "transaction"] = "none"
-    """`transaction` behind PgBouncer in transaction mode: no prepared statements kept, no LISTEN."""
+    pooler: Pooler = "none"
+    """`transaction` behind PgBouncer in transaction mode: nothing is kept in a session, and hints are not heard."""
+    listen_dsn: str | None = Field(default=None, repr=False)
+    """A direct way beside such a pooler, for the one connection that hears hints; without it polls find everything."""
     queue_entries: Positive = 1_000_000
     queue_bytes: Positive = 2**30
     batch_size: Annotated[int, Field(ge=1, le=1_000)] = 256
     """Operations carried to Postgres in one transaction at most."""
     poll_interval: Span = timedelta(seconds=1)
     """How often the feed asks for changes when no hint comes."""
+    hints: bool = True
+    """Tell other processes at once that something changed, and hear them. Without, polls find everything, later."""
     refresh_limit: Span = timedelta(seconds=60)
     """A copy not confirmed for longer is confirmed before a session starts."""
     stale_thread_after: Span = timedelta(hours=24)
@@ -65,11 +70,13 @@ class Environment(BaseModel):
     # Passwords stand in them.
     dsn: str | None = Field(default=None, repr=False)
     admin_dsn: str | None = Field(default=None, repr=False)
+    listen_dsn: str | None = Field(default=None, repr=False)
     data_dir: Path
     named: bool = False
     """A Postgres was named, by a DSN or by any `POSTGRES_*`."""
     ssl: bool = False
     pool_size: int | None = None
+    pooler: Pooler | None = None
 
 
 def read_environment(environ: Mapping[str, str] | None = None) -> Environment:
@@ -78,23 +85,26 @@ def read_environment(environ: Mapping[str, str] | None = None) -> Environment:
     pool_size = env.get("POSTGRES_POOL_SIZE") or None
     if pool_size is not None and not _is_number(pool_size, MAX_POOL_SIZE):
         raise InvalidInput("POSTGRES_POOL_SIZE", f"must be a whole number from 1 to {MAX_POOL_SIZE}")
-    for name in ("HYBRID_MEMORY_DSN", "HYBRID_MEMORY_ADMIN_DSN"):
+    for name in ("HYBRID_MEMORY_DSN", "HYBRID_MEMORY_ADMIN_DSN", "HYBRID_MEMORY_LISTEN_DSN"):
         if env.get(name):
             _check_dsn(name, env[name])
     dsn = env.get("HYBRID_MEMORY_DSN") or _dsn_of_parts(env)
     return Environment(
         dsn=dsn,
         admin_dsn=env.get("HYBRID_MEMORY_ADMIN_DSN") or None,
+        listen_dsn=env.get("HYBRID_MEMORY_LISTEN_DSN") or None,
         data_dir=Path(env.get("HYBRID_MEMORY_DATA_DIR") or _default_data_dir(env)),
         named=dsn is not None,
         ssl=_flag(env, "POSTGRES_SSL"),
         pool_size=None if pool_size is None else int(pool_size),
+        pooler=_pooler(env),
     )
 
 
 def settings_of(environment: Environment, given: Settings | None) -> Settings:
     """The settings given, where they are silent what the environment says, else the defaults."""
-    said: dict[str, Any] = {} if environment.pool_size is None else {"pool_size": environment.pool_size}
+    names = ("pool_size", "pooler", "listen_dsn")
+    said: dict[str, Any] = {name: value for name in names if (value := getattr(environment, name)) is not None}
     if environment.ssl:
         said["ssl"] = True
     if given is None:
@@ -112,6 +122,8 @@ def check_opening(*, dsn: object, data_dir: object, postgres: object, choices: S
         raise InvalidInput("postgres", f"must be one of {', '.join(choices)}")
     if settings is not None and not isinstance(settings, Settings):
         raise InvalidInput("settings", "must be Settings, or None")
+    if settings is not None and settings.listen_dsn is not None:
+        _check_dsn("settings.listen_dsn", settings.listen_dsn)
 
 
 def _check_dsn(field: str, dsn: object) -> None:
@@ -155,6 +167,18 @@ def _dsn_of_parts(env: Mapping[str, str]) -> str | None:
 def _is_number(text: str, maximum: int) -> bool:
     # The length first: reading a number of thousands of digits is refused by Python in its own words.
     return len(text) <= len(str(maximum)) and text.isascii() and text.isdecimal() and 1 <= int(text) <= maximum
+
+
+def _pooler(env: Mapping[str, str]) -> Pooler | None:
+    match env.get("HYBRID_MEMORY_POOLER") or None:
+        case None:
+            return None
+        case "none":
+            return "none"
+        case "transaction":
+            return "transaction"
+        case _:
+            raise InvalidInput("HYBRID_MEMORY_POOLER", "must be none or transaction")
 
 
 def _flag(env: Mapping[str, str], name: str) -> bool:

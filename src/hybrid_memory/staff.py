@@ -22,6 +22,7 @@ from hybrid_memory.keeper import Keeper
 from hybrid_memory.messages import Applied, BatchApplied
 from hybrid_memory.ports import DurableTier
 from hybrid_memory.preload import Preload, continues, is_current
+from hybrid_memory.recency import Recency
 from hybrid_memory.relay import Relay
 from hybrid_memory.restorer import Restorer
 from hybrid_memory.retry import Backoff, Breaker
@@ -56,6 +57,7 @@ class Staff:
             hot=file.hot, replica=file.replica, past=file.past, feed=durable.feed, clock=clock, events=events
         )
         self.barrier = self._make_barrier(tiers)
+        self.recency = self._make_recency(clock)
         self._relay_of = partial(
             make_relay,
             durable=durable.tier,
@@ -88,6 +90,13 @@ class Staff:
             client_id=file.opening.client_id,
             last_accepted_of=file.outbox.last_accepted_of,
             bring_up_to_date=self.preload.bring_up_to_date,
+        )
+
+    def _make_recency(self, clock: Clock) -> Recency:
+        return Recency(
+            confirmed_at=self.preload.confirmed_at,
+            bring_up_to_date=self.preload.bring_up_to_date,
+            monotonic=clock.monotonic,
         )
 
     def _make_feed(self, tiers: Tiers, settings: Settings, clock: Clock, uniform: Callable[[], float]) -> Feed:
@@ -130,10 +139,12 @@ class Staff:
         services = [Service(sweeper, events), Service(Sentinel(file, events), events)]
         if durable.mode is PostgresMode.OFF:
             return services
-        services += [self.relay_service, self.feed_service, self._hinter_service, self._restorer_service]
+        services += [self.relay_service, self.feed_service, self._restorer_service]
         services.append(Service(self._verifier(tiers, events, uniform), events))
-        if settings.pooler == "none":
-            services.append(Service(Listener(durable.feed, self.feed_service.wake, uniform), events))
+        if settings.hints:
+            listener = Listener(durable.feed, self.feed_service.wake, uniform)
+            # Behind a pooler without a direct way beside it the listener only sleeps, and hints still go out.
+            services += [self._hinter_service, Service(listener, events)]
         if durable.mode is PostgresMode.EMBEDDED:
             services.append(Service(Keeper(durable.keep_up), events))
         return services

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from itertools import islice
-from typing import cast
+from typing import TypeAlias, cast
 
 from hybrid_memory import filters, validation
 from hybrid_memory.access import Access
@@ -26,6 +26,8 @@ from hybrid_memory.graph import (
 )
 from hybrid_memory.jsontext import decode
 from hybrid_memory.messages import Listing
+
+Staleness: TypeAlias = "float | timedelta | None"
 
 DEFAULT_WAIT_SECONDS = 0.25
 DEFAULT_BARRIER_SECONDS = 5.0
@@ -219,19 +221,30 @@ class UserMemory:
         accepted = await self._access.outbox.accept_relationship(self.user_id, change, receipts.hold(seconds))
         return receipts.issue(accepted, source)
 
-    async def get(self, node_id: str) -> MemoryNode | None:
-        """The node, or None if there is none (deleted and expired ones included). Never touches the network."""
-        self._check_open()
-        return self._hot.get(self.user_id, validation.node_id("node_id", node_id))
+    async def get(self, node_id: str, *, max_staleness: Staleness = None) -> MemoryNode | None:
+        """The node, or None if there is none (deleted and expired ones included).
 
-    async def get_many(self, node_ids: Iterable[str]) -> list[MemoryNode | None]:
+        No read touches the network, unless it is asked for `max_staleness` (seconds, or a timedelta): where Postgres
+        did not confirm this copy so lately, the copy is brought up to date first, or `TooStale` raised.
+        """
+        self._check_open()
+        wanted = validation.node_id("node_id", node_id)
+        if max_staleness is not None:
+            await self._renew(max_staleness)
+        return self._hot.get(self.user_id, wanted)
+
+    async def get_many(self, node_ids: Iterable[str], *, max_staleness: Staleness = None) -> list[MemoryNode | None]:
         """Like `get` for many, in the order asked."""
         self._check_open()
         given = _each("node_ids", node_ids)
         checked = [validation.node_id(f"node_ids[{place}]", node_id) for place, node_id in enumerate(given)]
+        if max_staleness is not None:
+            await self._renew(max_staleness)
         return [self._hot.get(self.user_id, node_id) for node_id in checked]
 
-    async def search(self, text: str, *, where: filters.Filter | None = None, limit: int = 10) -> list[Hit]:
+    async def search(
+        self, text: str, *, where: filters.Filter | None = None, limit: int = 10, max_staleness: Staleness = None
+    ) -> list[Hit]:
         """The nodes whose words fit `text` best (BM25 over stemmed words), best first, scores in 0..1.
 
         Text is taken literally: no character of it is an operator. Without a word in it nothing is found.
@@ -240,6 +253,8 @@ class UserMemory:
         wanted = validation.limit(limit)
         asked = validation.text("text", text, max_bytes=MAX_QUERY_BYTES)
         self._check_open()
+        if max_staleness is not None:
+            await self._renew(max_staleness)
         return await self._hot.search(self.user_id, asked, predicate, wanted)
 
     async def neighbours(
@@ -250,6 +265,7 @@ class UserMemory:
         types: Iterable[str] | None = None,
         direction: Direction = "both",
         limit: int = 100,
+        max_staleness: Staleness = None,
     ) -> list[Neighbour]:
         """The nodes within `depth` relationships (1 to 8), nearest first, then by weight."""
         wanted = validation.limit(limit)
@@ -259,6 +275,8 @@ class UserMemory:
         _check_choice("direction", direction, DIRECTIONS)
         kinds = None if types is None else frozenset(names("types", types))
         self._check_open()
+        if max_staleness is not None:
+            await self._renew(max_staleness)
         if self._hot.get(self.user_id, start) is None:
             # No way leads out of what is deleted or has expired, as none leads to it.
             return []
@@ -320,6 +338,7 @@ class UserMemory:
         order: str = "-created_at",
         limit: int = 100,
         cursor: str | None = None,
+        max_staleness: Staleness = None,
     ) -> Page[MemoryNode]:
         """One page of nodes. `order` is created_at, updated_at or importance, with `-` in front for descending.
 
@@ -331,7 +350,14 @@ class UserMemory:
             raise InvalidInput("cursor", "must be a str")
         listing = Listing(predicate=predicate, order=order, limit=validation.limit(limit), cursor=cursor)
         self._check_open()
+        if max_staleness is not None:
+            await self._renew(max_staleness)
         return await self._hot.page(self.user_id, listing)
+
+    async def _renew(self, max_staleness: float | timedelta) -> None:
+        await self._access.recency.ensure(self.user_id, validation.staleness(max_staleness))
+        # The manager may have been closed meanwhile.
+        self._check_open()
 
 
 def names(field: str, values: object) -> list[str]:

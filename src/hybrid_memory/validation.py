@@ -196,6 +196,14 @@ def wait(value: object) -> float:
     return checked
 
 
+def staleness(value: object) -> float:
+    """How many seconds old what is read may be: nought or more, as a number or a timedelta."""
+    checked = value.total_seconds() if type(value) is timedelta else number("max_staleness", value)
+    if checked < 0:
+        raise InvalidInput("max_staleness", "must not be negative")
+    return checked
+
+
 def limit(value: object, maximum: int = 1000) -> int:
     """How many results at most: 1 to `maximum`."""
     if type(value) is not int or not 1 <= value <= maximum:

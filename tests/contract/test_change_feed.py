@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from datetime import timedelta
 
 import asyncpg
@@ -31,7 +32,7 @@ def tier(durable_tier: PostgresDurableTier) -> DurableTier:
 @pytest.fixture
 async def feed(postgres: Database) -> AsyncIterator[ChangeFeed]:
     # Small chunks, so that the seams between them are tested.
-    settings = PostgresSettings(dsn=postgres.app_dsn, chunk_rows=3, loads_at_once=2)
+    settings = replace(postgres.settings, chunk_rows=3, loads_at_once=2)
     feed = PostgresChangeFeed(settings, SystemClock())
     yield feed
     await feed.close()

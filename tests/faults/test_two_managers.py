@@ -177,8 +177,21 @@ async def test_a_hint_brings_a_change_long_before_the_next_poll(postgres: Databa
         await eventually(seen, seconds=5)
 
 
-async def test_polling_alone_brings_every_change_where_no_hint_can_come(postgres: Database, tmp_path: Path) -> None:
-    deaf = Settings(poll_interval=timedelta(milliseconds=100), pooler="transaction")
+async def test_hints_that_come_while_the_feed_rests_from_a_large_round_bring_what_they_told_of(
+    postgres: Database, tmp_path: Path
+) -> None:
+    async with paired(postgres, tmp_path, Settings(poll_interval=timedelta(minutes=5))) as pair:
+        for _ in range(4):
+            # Enough for a rest as long as can be, in several batches, the last of which are hinted at during it.
+            await asyncio.gather(*(pair.here.store({"n": n}, context_type=FACT, wait=SECONDS) for n in range(200)))
+        await pair.converged()
+
+
+@pytest.mark.parametrize("without", [{"hints": False}, {"pooler": "transaction"}], ids=["hints off", "behind a pooler"])
+async def test_polling_alone_brings_every_change_where_no_hint_can_come(
+    postgres: Database, tmp_path: Path, without: dict[str, object]
+) -> None:
+    deaf = Settings.model_validate({"poll_interval": timedelta(milliseconds=100), **without})
     async with paired(postgres, tmp_path, deaf) as pair:
         for number in range(5):
             await pair.here.store({"n": number}, context_type=FACT, wait=0)

@@ -152,7 +152,7 @@ async def test_an_application_cannot_show_a_memory_of_another(kept: Kept) -> Non
 
 
 async def test_a_role_that_only_passes_for_an_administrator_is_refused(kept: Kept) -> None:
-    ran = await run("users", "--json", "--data-dir", kept.data_dir, "--admin-dsn", kept.database.app_dsn)
+    ran = await run("users", "--json", "--data-dir", kept.data_dir, "--admin-dsn", kept.database.direct_dsn)
     assert (ran.code, ran.error["code"]) == (4, "role_refused")
     assert "BYPASSRLS" in ran.error["fix"]
 

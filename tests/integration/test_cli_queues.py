@@ -25,6 +25,8 @@ from tests.integration.cli_support import (
 )
 from tests.plugins.postgres import Database
 
+pytestmark = pytest.mark.direct("an administrator's commands go directly")
+
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,8 @@ from tests.integration.cli_support import (
 from tests.integration.embedded_support import erase
 from tests.plugins.postgres import APP_ROLE, Database, connected
 
+pytestmark = pytest.mark.direct("an administrator's commands go directly")
+
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:

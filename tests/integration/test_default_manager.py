@@ -43,7 +43,7 @@ async def test_it_takes_the_parts_that_the_older_systems_know(
     environment: pytest.MonkeyPatch, postgres: Database, tmp_path: Path
 ) -> None:
     del tmp_path
-    folder = postgres.app_dsn.rpartition("host=")[2].partition("&")[0]
+    folder = postgres.direct_dsn.rpartition("host=")[2].partition("&")[0]
     environment.setenv("POSTGRES_HOST", folder.replace("%2F", "/"))
     environment.setenv("POSTGRES_DB", postgres.name)
     environment.setenv("POSTGRES_USER", "memory_app")

@@ -24,6 +24,8 @@ from tests.plugins.postgres import Database
 from tests.support.histories import History
 from tests.unit.test_demo_sources import LOCOMO, MESSAGES
 
+pytestmark = pytest.mark.direct("an administrator's commands go directly")
+
 
 @pytest.fixture
 def as_before() -> Iterator[None]:

@@ -19,6 +19,8 @@ from hybrid_memory.postgres.migrator import Migrator
 from tests.plugins.author import Author
 from tests.plugins.postgres import APP_ROLE, Database, Server, connected, prepare
 
+pytestmark = pytest.mark.direct("migrations go directly")
+
 OUR_ROLES = ("hybrid_memory_owner", "hybrid_memory_app")
 
 
@@ -217,7 +219,7 @@ async def test_a_role_without_the_right_to_migrate_is_told_so(postgres: Database
 async def test_a_month_of_the_audit_log_is_made_on_demand_and_guarded_like_the_rest(
     postgres: Database, admin: asyncpg.Connection
 ) -> None:
-    async with connected(postgres.app_dsn) as application:
+    async with connected(postgres.direct_dsn) as application:
         month = "select memory.ensure_access_log_month((current_date + 40)::date)"
         name = await application.fetchval(month)
         assert await application.fetchval(month) == name

@@ -12,6 +12,8 @@ from hybrid_memory.postgres.durable_tier import PostgresDurableTier
 from hybrid_memory.postgres.snapshot import PostgresSnapshot
 from tests.plugins.postgres import Database, connected
 
+pytestmark = pytest.mark.direct("it asks for plans in a session of its own")
+
 ROWS = 20_000
 
 
@@ -37,7 +39,7 @@ async def planner(postgres: Database) -> AsyncIterator[asyncpg.Connection]:
             analyze memory.heads; analyze memory.nodes; analyze memory.relationships
             """
         )
-    async with connected(postgres.app_dsn, plan_cache_mode="force_generic_plan") as connection:
+    async with connected(postgres.direct_dsn, plan_cache_mode="force_generic_plan") as connection:
         await connection.execute("select set_config('memory.user_id', 'user7', false)")
         yield connection
 

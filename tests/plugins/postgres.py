@@ -1,4 +1,8 @@
-"""A real Postgres for tests: one server a run, one migrated template, a database of its own for each test."""
+"""A real Postgres for tests: one server a run, one migrated template, a database of its own for each test.
+
+With `--pooler` the application reaches it through PgBouncer in transaction mode, and only tests run whose claims hold
+there: `direct(reason)` marks the others.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import subprocess
 import tempfile
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,9 +29,45 @@ from hybrid_memory.postgres.change_feed import PostgresChangeFeed
 from hybrid_memory.postgres.database import PostgresSettings
 from hybrid_memory.postgres.durable_tier import PostgresDurableTier
 from hybrid_memory.postgres.migrator import Migrator
+from tests.support.pooler import MISSING, PROGRAM, Pooler, pooler
 
 APP_ROLE = "memory_app"
+# Fewer than the connections of two managers, so that they have to share.
+POOL_SIZE = 4
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--pooler", action="store_true", help="reach Postgres through PgBouncer in transaction mode")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--pooler") and PROGRAM is None:
+        pytest.exit(MISSING, returncode=1)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Behind a pooler, leave out what never meets Postgres as the application does, and what cannot work there."""
+    if not config.getoption("--pooler"):
+        return
+    meeting = [item for item in items if "postgres" in getattr(item, "fixturenames", ())]
+    direct = [item for item in meeting if item.get_closest_marker("direct") is not None]
+    config.stash[_DIRECT] = direct
+    config.hook.pytest_deselected(items=[item for item in items if item not in meeting or item in direct])
+    items[:] = [item for item in meeting if item not in direct]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Name what was left out, and why."""
+    reasons = Counter[tuple[str, str]]()
+    for item in config.stash.get(_DIRECT, list[pytest.Item]()):
+        marker = item.get_closest_marker("direct")
+        reasons[item.nodeid.partition("::")[0], marker.args[0] if marker else ""] += 1
+    for (file, reason), count in reasons.items():
+        terminalreporter.write_line(f"not through the pooler: {count} of {file}: {reason}")
+
+
+_DIRECT = pytest.StashKey[list[pytest.Item]]()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +77,7 @@ class Server:
     name: str
     dsn: Callable[[str, str], str]
     """The DSN of a (role, database)."""
+    socket_dir: Path
 
     def admin_dsn(self, database: str = "postgres") -> str:
         return self.dsn("postgres", database)
@@ -47,6 +89,8 @@ class Database:
 
     name: str
     server: Server
+    pooler: Pooler | None = None
+    """What stands between the application and the server, if anything does."""
 
     @property
     def admin_dsn(self) -> str:
@@ -54,11 +98,18 @@ class Database:
 
     @property
     def app_dsn(self) -> str:
+        return self.direct_dsn if self.pooler is None else self.pooler.dsn(APP_ROLE, self.name)
+
+    @property
+    def direct_dsn(self) -> str:
+        """The application's, past the pooler: to look in with a session of one's own."""
         return self.dsn_of(APP_ROLE)
 
     @property
     def settings(self) -> PostgresSettings:
-        return PostgresSettings(dsn=self.app_dsn)
+        if self.pooler is None:
+            return PostgresSettings(dsn=self.app_dsn)
+        return PostgresSettings(dsn=self.app_dsn, transaction_pooler=True, listen_dsn=self.direct_dsn)
 
     def dsn_of(self, role: str) -> str:
         return self.server.dsn(role, self.name)
@@ -74,9 +125,21 @@ def postgres_server() -> Iterator[Server]:
             return server.admin_dsn(database).replace("//postgres@", f"//{role}@")
 
         try:
-            yield Server(name="embedded", dsn=dsn)
+            yield Server(name="embedded", dsn=dsn, socket_dir=server.socket_dir)
         finally:
             runner.run(server.stop())
+
+
+@pytest.fixture(scope="session")
+def session_pooler(postgres_server: Server, request: pytest.FixtureRequest) -> Iterator[Pooler | None]:
+    """The pooler of a run with `--pooler`, which all managers learn of from the environment."""
+    if not request.config.getoption("--pooler"):
+        yield None
+        return
+    with _folder() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HYBRID_MEMORY_POOLER", "transaction")
+        with pooler(folder, server=postgres_server.socket_dir, roles=(APP_ROLE,), pool_size=POOL_SIZE) as made:
+            yield made
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +148,11 @@ def debian_server() -> Iterator[Server]:
     if not (DEBIAN_15 / "postgres").exists():
         pytest.skip("PostgreSQL 15 of Debian is not installed")
     with _folder() as folder, _running(DEBIAN_15, folder):
-        yield Server(name="debian15", dsn=lambda role, database: f"postgresql://{role}@/{database}?host={folder}")
+        yield Server(
+            name="debian15",
+            dsn=lambda role, database: f"postgresql://{role}@/{database}?host={folder}",
+            socket_dir=folder,
+        )
 
 
 @pytest.fixture(params=["embedded", "debian15"])
@@ -110,9 +177,11 @@ def postgres_template(postgres_server: Server) -> str:
 
 
 @pytest.fixture
-async def postgres(postgres_server: Server, postgres_template: str) -> AsyncIterator[Database]:
+async def postgres(
+    postgres_server: Server, postgres_template: str, session_pooler: Pooler | None
+) -> AsyncIterator[Database]:
     """A migrated database of this test's own."""
-    async with _database(postgres_server, template=postgres_template) as database:
+    async with _database(postgres_server, template=postgres_template, pooler=session_pooler) as database:
         yield database
 
 
@@ -169,8 +238,8 @@ class connected:  # noqa: N801 - used as a function, and a class keeps the conne
 
 
 class _database:  # noqa: N801 - as above
-    def __init__(self, server: Server, *, template: str) -> None:
-        self._database = Database(name=f"test_{uuid.uuid4().hex}", server=server)
+    def __init__(self, server: Server, *, template: str, pooler: Pooler | None = None) -> None:
+        self._database = Database(name=f"test_{uuid.uuid4().hex}", server=server, pooler=pooler)
         self._template = template
 
     async def __aenter__(self) -> Database:

@@ -12,8 +12,8 @@ from tests.plugins.author import Author
 from tests.plugins.postgres import APP_ROLE, Database
 
 
-async def handshake(dsn: str) -> PostgresDurableTier:
-    tier = PostgresDurableTier(PostgresSettings(dsn=dsn))
+async def handshake(settings: PostgresSettings) -> PostgresDurableTier:
+    tier = PostgresDurableTier(settings)
     try:
         await tier.handshake(Author().opening)
     finally:
@@ -24,7 +24,7 @@ async def handshake(dsn: str) -> PostgresDurableTier:
 async def test_the_role_made_for_it_is_accepted_and_the_probe_leaves_no_trace(
     postgres: Database, admin: asyncpg.Connection
 ) -> None:
-    tier = await handshake(postgres.app_dsn)
+    tier = await handshake(postgres.settings)
     assert tier.capabilities.server_version >= 150_000
     assert await admin.fetchval("select count(*) from memory.heads") == 0
     assert await admin.fetchval("select count(*) from memory.nodes") == 0
@@ -53,10 +53,10 @@ async def role(postgres: Database, admin: asyncpg.Connection) -> str:
 async def test_a_role_that_could_reach_beyond_one_tenant_is_refused(
     postgres: Database, admin: asyncpg.Connection, role: str, spoil: str, reason: str
 ) -> None:
-    await handshake(postgres.dsn_of(role))
+    await handshake(PostgresSettings(dsn=postgres.dsn_of(role)))
     await admin.execute(spoil.format(role=role))
     with pytest.raises(RoleRefused, match=reason) as refused:
-        await handshake(postgres.dsn_of(role))
+        await handshake(PostgresSettings(dsn=postgres.dsn_of(role)))
     assert refused.value.fix
     if "owner to" in spoil:
         await admin.execute("alter table memory.vectors owner to hybrid_memory_owner")
@@ -64,7 +64,7 @@ async def test_a_role_that_could_reach_beyond_one_tenant_is_refused(
 
 async def test_the_administrator_itself_is_refused(postgres: Database) -> None:
     with pytest.raises(RoleRefused, match="superuser"):
-        await handshake(postgres.admin_dsn)
+        await handshake(PostgresSettings(dsn=postgres.admin_dsn))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ async def test_a_table_without_a_forced_policy_is_refused(
 ) -> None:
     await admin.execute(spoil)
     with pytest.raises(RoleRefused, match="row-level security"):
-        await handshake(postgres.app_dsn)
+        await handshake(postgres.settings)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ async def test_a_policy_that_lets_too_much_through_is_found_by_trying(
     for table in ("heads", "nodes"):
         await admin.execute(f"drop policy tenant on memory.{table}; create policy tenant on memory.{table} {policy}")
     with pytest.raises(RoleRefused, match="another"):
-        await handshake(postgres.app_dsn)
+        await handshake(postgres.settings)
 
 
 async def test_a_policy_that_lets_nothing_through_is_found_by_trying(
@@ -108,19 +108,19 @@ async def test_a_policy_that_lets_nothing_through_is_found_by_trying(
         "drop policy tenant on memory.nodes; create policy tenant on memory.nodes using (false) with check (true)"
     )
     with pytest.raises(RoleRefused, match="own row"):
-        await handshake(postgres.app_dsn)
+        await handshake(postgres.settings)
 
 
 async def test_a_right_that_was_taken_away_is_a_matter_of_setup(postgres: Database, admin: asyncpg.Connection) -> None:
     await admin.execute("revoke insert on memory.nodes from hybrid_memory_app")
     with pytest.raises(Misconfigured):
-        await handshake(postgres.app_dsn)
+        await handshake(postgres.settings)
 
 
 async def test_commits_that_do_not_wait_for_the_disk_are_refused(postgres: Database, admin: asyncpg.Connection) -> None:
     await admin.execute(f"alter role {APP_ROLE} in database {postgres.name} set synchronous_commit = off")
     with pytest.raises(Misconfigured, match="synchronous_commit"):
-        await handshake(postgres.app_dsn)
+        await handshake(postgres.settings)
 
 
 async def test_a_database_without_the_schema_names_the_command_to_run(
@@ -128,9 +128,9 @@ async def test_a_database_without_the_schema_names_the_command_to_run(
 ) -> None:
     await admin.execute("drop schema memory cascade")
     with pytest.raises(SchemaMismatch) as refused:
-        await handshake(postgres.app_dsn)
+        await handshake(postgres.settings)
     assert refused.value.fix == "hybrid-memory migrate"
     await admin.execute("create schema memory")
     with pytest.raises(SchemaMismatch) as refused:
-        await handshake(postgres.app_dsn)
+        await handshake(postgres.settings)
     assert refused.value.fix == "hybrid-memory migrate --adopt"

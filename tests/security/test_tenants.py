@@ -25,7 +25,7 @@ TABLES = {"heads", "nodes", "relationships", "vectors", "node_history", "applied
 async def application(postgres: Database, durable_tier: PostgresDurableTier) -> AsyncIterator[asyncpg.Connection]:
     """The application's connection to a database in which alice has rows everywhere."""
     await fill(durable_tier, "alice")
-    async with connected(postgres.app_dsn) as connection:
+    async with connected(postgres.direct_dsn) as connection:
         await be(connection, "alice")
         await connection.execute(
             """
@@ -137,7 +137,7 @@ async def test_a_payload_naming_another_user_is_refused(
 async def test_the_tenant_is_forgotten_when_a_call_has_ended(
     postgres: Database, durable_tier: PostgresDurableTier
 ) -> None:
-    async with connected(postgres.app_dsn) as connection:
+    async with connected(postgres.direct_dsn) as connection:
         await fill(durable_tier, "alice")
         for call in ("memory.heads_of('{alice}')", "memory.digest('alice', now())"):
             assert await connection.fetch(f"select * from {call}")

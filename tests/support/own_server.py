@@ -19,7 +19,7 @@ class OwnServer(Cluster):
 
     @property
     def server(self) -> Server:
-        return Server(name="own", dsn=self.dsn)
+        return Server(name="own", dsn=self.dsn, socket_dir=self.postgres.socket_dir)
 
     @asynccontextmanager
     async def database(self) -> AsyncGenerator[Database]:

@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import __main__ as command
-from benchmarks import read_path, report
+from benchmarks import feed, read_path, report
 from benchmarks.figures import Better, Figure, LimitOn, rounded
 from benchmarks.memories import Memories
 from benchmarks.plan import TINY, Plan
@@ -206,6 +206,12 @@ async def test_read_path_measures_every_figure_it_names() -> None:
     figures = {each.name: each for each in await read_path.run(plan())}
     assert figures.keys() >= {"read_path.get.c1", "read_path.get.c100", "read_path.get.n1m"}
     assert all(each.value > 0 and each.ratio for each in figures.values())
+
+
+async def test_feed_measures_every_figure_it_names() -> None:
+    figures = {each.name: each for each in await feed.run(plan())}
+    assert figures.keys() == {"feed.lag_hint", "feed.lag_poll", "feed.write_cost"}
+    assert all(each.value > 0 and each.ratio and each.limit for each in figures.values())
 
 
 async def test_the_redis_reference_reads_what_it_stored(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from hybrid_memory.errors import (
     StorageCorrupt,
     StorageFailed,
     StorageFull,
+    TooStale,
     Unreachable,
 )
 
@@ -38,7 +39,8 @@ def test_every_error_has_a_code_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [Backpressure, StorageFull, DataDirBusy, Unreachable, OutcomeUnknown, Contended, Overloaded, ReadOnly]
+    "error",
+    [Backpressure, StorageFull, DataDirBusy, TooStale, Unreachable, OutcomeUnknown, Contended, Overloaded, ReadOnly],
 )
 def test_what_may_go_through_later_says_so(error: type[HybridMemoryError]) -> None:
     assert error.retryable

@@ -28,9 +28,9 @@ def test_an_empty_environment_names_no_postgres() -> None:
     assert read.data_dir == Path("/nowhere/.local/share/hybrid_memory")
 
 
-@pytest.mark.parametrize("name", ["HYBRID_MEMORY_DSN", "HYBRID_MEMORY_ADMIN_DSN", "HYBRID_MEMORY_DATA_DIR"])
+@pytest.mark.parametrize("name", ["DSN", "ADMIN_DSN", "LISTEN_DSN", "DATA_DIR", "POOLER"])
 def test_an_empty_variable_is_as_good_as_none(name: str) -> None:
-    assert _read(**{name: ""}) == _read()
+    assert _read(**{f"HYBRID_MEMORY_{name}": ""}) == _read()
 
 
 @pytest.mark.parametrize("name", ["DB", "USER", "PASSWORD", "HOST", "PORT"])
@@ -130,6 +130,30 @@ def test_no_password_is_shown_with_an_environment() -> None:
         assert SECRET not in shown
     assert SECRET not in repr(_read(POSTGRES_PASSWORD=SECRET))
     assert "s3cret" not in repr(_read(POSTGRES_PASSWORD=SECRET))
+
+
+def test_a_pooler_and_the_way_past_it_are_said_by_the_environment_unless_settings_do() -> None:
+    direct = f"postgresql://u:{SECRET}@h/d"
+    read = _read(HYBRID_MEMORY_POOLER="transaction", HYBRID_MEMORY_LISTEN_DSN="postgresql://h/d")
+    said = settings_of(read, Settings(batch_size=5))
+    assert (said.pooler, said.listen_dsn, said.batch_size) == ("transaction", "postgresql://h/d", 5)
+    assert settings_of(read, Settings(pooler="none", listen_dsn=None)) == Settings(pooler="none", listen_dsn=None)
+    assert settings_of(_read(), None).pooler == "none"
+    assert "s3cret" not in repr(Settings(listen_dsn=direct))
+
+
+@pytest.mark.parametrize("mode", ["session", "yes", "Transaction"])
+def test_another_word_for_a_pooler_is_refused(mode: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        _read(HYBRID_MEMORY_POOLER=mode)
+    assert caught.value.field == "HYBRID_MEMORY_POOLER"
+
+
+def test_a_way_past_the_pooler_that_no_driver_could_read_is_refused() -> None:
+    settings = Settings(listen_dsn="postgresql://h:port/d")
+    with pytest.raises(InvalidInput) as caught:
+        check_opening(dsn=None, data_dir=None, postgres="auto", choices=CHOICES, settings=settings)
+    assert caught.value.field == "settings.listen_dsn"
 
 
 def test_defaults_are_those_promised() -> None:

@@ -31,6 +31,8 @@ class Place:
     dsn: str | None = field(repr=False)
     admin_dsn: str | None = field(repr=False)
     ssl: bool
+    pooled: bool
+    """The application's DSN leads through a pooler in transaction mode; the administrator's never may."""
     talk: Console
 
     @classmethod
@@ -42,6 +44,7 @@ class Place:
             dsn=dsn or environment.dsn,
             admin_dsn=admin_dsn or environment.admin_dsn,
             ssl=environment.ssl,
+            pooled=environment.pooler == "transaction",
             talk=talk,
         )
 
@@ -62,7 +65,12 @@ class Place:
 
     def postgres(self, dsn: str) -> PostgresSettings:
         """How to connect to a DSN."""
-        return PostgresSettings(dsn=dsn, tls="require" if self.ssl else None, application_name="hybrid_memory cli")
+        return PostgresSettings(
+            dsn=dsn,
+            tls="require" if self.ssl else None,
+            application_name="hybrid_memory cli",
+            transaction_pooler=self.pooled and dsn == self.dsn,
+        )
 
 
 @asynccontextmanager

@@ -68,7 +68,7 @@ class PostgresChangeFeed:
             return await self._head_of(user_ids[0])
 
         async def work(connection: Connection) -> list[asyncpg.Record]:
-            return await connection.fetch(self._HEADS, user_ids)
+            return await connection.ask(self._HEADS, user_ids)
 
         return [_head(record) for record in await self._polling.run(work)]
 
@@ -76,7 +76,7 @@ class PostgresChangeFeed:
 
     async def _head_of(self, user_id: str) -> list[Head]:
         async def work(connection: Connection) -> list[asyncpg.Record]:
-            return await connection.fetch(self._HEAD, user_id)
+            return await connection.ask(self._HEAD, user_id)
 
         ((found,),) = await self._polling.run(work)
         if found is None:
@@ -127,12 +127,12 @@ class PostgresChangeFeed:
 
     async def _begin(self, connection: Connection, user_id: str) -> asyncpg.Record:
         """Open the snapshot's transaction, with the tenant set for its length, and read the head in it."""
-        await connection.execute("begin isolation level repeatable read read only")
+        await connection.begin("begin isolation level repeatable read read only")
         records = await connection.fetch(self._HEADS, [user_id])
         if not records:
             await connection.execute("rollback")
-            await connection.execute(self._ENSURE_HEAD, user_id)
-            await connection.execute("begin isolation level repeatable read read only")
+            await connection.ask(self._ENSURE_HEAD, user_id)
+            await connection.begin("begin isolation level repeatable read read only")
             records = await connection.fetch(self._HEADS, [user_id])
         return records[0]
 
@@ -164,7 +164,7 @@ class PostgresChangeFeed:
         """The user's fingerprint over live rows, as of our clock."""
 
         async def work(connection: Connection) -> list[asyncpg.Record]:
-            return await connection.fetch(self._DIGEST, user_id, self._clock.now_us())
+            return await connection.ask(self._DIGEST, user_id, self._clock.now_us())
 
         async with self._loader() as link:
             (record,) = await link.run(work)

@@ -37,7 +37,8 @@ class PostgresSettings:
     """Where Postgres is, and how long we wait for it.
 
     `tls` None leaves it to the DSN (asyncpg's default is `prefer`). `transaction_pooler` says that a pooler in
-    transaction mode stands between: no statement is cached and nobody listens, unless `listen_dsn` names a direct way.
+    transaction mode stands between: no statement is cached, limits are set anew in each transaction, and nobody
+    listens, unless `listen_dsn` names a direct way.
     """
 
     dsn: str = field(repr=False)
@@ -72,6 +73,29 @@ class Connection(asyncpg.Connection):
     """A connection whose socket notices within seconds that the other side is gone, and which reads in small bites."""
 
     _transport: _Transport
+
+    limits: str = ""
+    """What begins every transaction through a pooler: what is set for a session there is another client's next."""
+
+    async def begin(self, mode: LiteralString = "begin") -> None:
+        """Begin a transaction, through a pooler with the limits of this connection's purpose."""
+        await self.execute(f"{mode}; {self.limits}" if self.limits else mode)
+
+    async def ask(self, statement: LiteralString, *arguments: object) -> list[asyncpg.Record]:
+        """Run one statement that is a transaction of its own, unless one is open.
+
+        Through a pooler it is put into one: only there do limits hold, and what it is sent in stays on one server.
+        """
+        if not self.limits or self.is_in_transaction():
+            return await self.fetch(statement, *arguments)
+        try:
+            async with transaction(self):
+                return await self.fetch(statement, *arguments)
+        except asyncpg.PostgresError:
+            if not self.is_closed() and self.is_in_transaction():
+                # The server's answer, as without the pooler: the connection is as good as before.
+                await self.execute("rollback")
+            raise
 
     def read_in_bites(self) -> None:
         """Have each read of the socket make room for 64 KiB and not for 256, which takes a fifth of a round trip."""
@@ -124,24 +148,37 @@ class Purpose:
 async def connect(settings: PostgresSettings, purpose: Purpose) -> Connection:
     """Open a connection. Raises `Unreachable`, `Misconfigured` and their kin."""
     limit = settings.connect_deadline.total_seconds()
+    listening = settings.listen_dsn if purpose.direct else None
+    pooled = settings.transaction_pooler and listening is None
     with explained():
         async with asyncio.timeout(limit):
             connection = await asyncpg.connect(
-                (purpose.direct and settings.listen_dsn) or settings.dsn,
+                listening or settings.dsn,
                 timeout=limit,
                 ssl=settings.tls,
-                statement_cache_size=0 if settings.transaction_pooler else 100,
+                # A statement that was prepared on one server is not known on the next.
+                statement_cache_size=0 if pooled else 100,
                 connection_class=Connection,
-                server_settings={} if settings.transaction_pooler else _server_settings(settings, purpose),
+                # PgBouncer refuses a client that asks for parameters it does not know.
+                server_settings={} if pooled else _server_settings(settings, purpose),
             )
+    if pooled:
+        connection.limits = _limits(purpose)
     connection.watch_socket()
     connection.read_in_bites()
     return connection
 
 
 def _server_settings(settings: PostgresSettings, purpose: Purpose) -> dict[str, str]:
+    return {"application_name": f"{settings.application_name} {purpose.name}", **_timeouts(purpose)}
+
+
+def _limits(purpose: Purpose) -> str:
+    return "; ".join(f"set local {name} = {span}" for name, span in _timeouts(purpose).items())
+
+
+def _timeouts(purpose: Purpose) -> dict[str, str]:
     return {
-        "application_name": f"{settings.application_name} {purpose.name}",
         "statement_timeout": _milliseconds(purpose.statement_timeout),
         "lock_timeout": _milliseconds(purpose.lock_timeout),
         "idle_in_transaction_session_timeout": _milliseconds(purpose.idle_in_transaction),
@@ -158,7 +195,7 @@ async def transaction(connection: Connection, begin: LiteralString = "begin") ->
 
     A block that swallowed an error would end in a COMMIT that the server answers with ROLLBACK: that raises.
     """
-    await connection.execute(begin)
+    await connection.begin(begin)
     yield
     if await connection.execute("commit") != "COMMIT":
         raise OutcomeUnknown("the server rolled back what was to be committed", fix="the same work is tried again")

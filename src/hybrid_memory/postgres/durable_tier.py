@@ -101,9 +101,9 @@ class PostgresDurableTier:
     async def _send(self, connection: Connection, opening: Opening, changes: Sequence[UserChanges]) -> _Heads:
         if len(changes) == 1:
             arguments = batches.arguments_of_one(opening, changes[0])
-            rev, epoch = _only(await connection.fetch(self._APPLY_ONE, *arguments))[0]
+            rev, epoch = _only(await connection.ask(self._APPLY_ONE, *arguments))[0]
             return [int(rev)], [epoch]
-        head = _only(await connection.fetch(self._APPLY, *batches.arguments(opening, changes)))
+        head = _only(await connection.ask(self._APPLY, *batches.arguments(opening, changes)))
         return head["revs"], head["epochs"]
 
     async def decide(self, opening: Opening, operations: Sequence[Operation], erased_rev: int) -> BatchApplied:

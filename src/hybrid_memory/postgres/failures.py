@@ -38,6 +38,10 @@ _TELLING: Final = frozenset({"message", "detail", "hint", "context", "internal_q
 _POISON_CLASSES: Final = frozenset({"22", "23", "21", "54"})
 _OVERLOADED_CLASSES: Final = frozenset({"53", "58"})
 _MISCONFIGURED_CLASSES: Final = frozenset({"26", "28", "3D", "3F", "42"})
+_THE_WAY: Final = "see to the server and the way to it"
+_POOLER: Final = 'a pooler in transaction mode needs pooler="transaction" (HYBRID_MEMORY_POOLER)'
+# PgBouncer's word for a server that it cannot reach, and for a client that asks for a parameter it does not know.
+_POOLED: Final = f"{_THE_WAY}; {_POOLER}"
 
 
 @contextmanager
@@ -76,9 +80,9 @@ def _explained(failure: DriverFailure) -> DurableTierError:
         case TargetServerAttributeNotMatched():
             return ReadOnly(f"{name}: no primary among the hosts", fix="wait for the failover to end")
         case TimeoutError():
-            return Unreachable("Postgres did not answer in time", fix="see to the server and the way to it")
+            return Unreachable("Postgres did not answer in time", fix=_THE_WAY)
         case _:
-            return Unreachable(f"Postgres cannot be reached ({name})", fix="see to the server and the way to it")
+            return Unreachable(f"Postgres cannot be reached ({name})", fix=_THE_WAY)
 
 
 def _by_state(failure: asyncpg.PostgresError, state: str, name: str) -> DurableTierError:
@@ -86,7 +90,7 @@ def _by_state(failure: asyncpg.PostgresError, state: str, name: str) -> DurableT
     if state in _CONTENDED:
         return Contended(said, sqlstate=state)
     if state.startswith("08") or state in _LOST or state == "40003":
-        return Unreachable(said, fix="see to the server and the way to it", sqlstate=state)
+        return Unreachable(said, fix=_POOLED if state == "08P01" else _THE_WAY, sqlstate=state)
     if state in _READ_ONLY:
         return ReadOnly(said, fix="wait for the failover to end, or name the primary", sqlstate=state)
     if state in _OVERLOADED or state[:2] in _OVERLOADED_CLASSES:
@@ -112,7 +116,7 @@ def _right_refused(failure: asyncpg.PostgresError, said: str) -> DurableTierErro
 def _fix(state: str) -> str:
     match state[:2]:
         case "26":
-            return 'a pooler in transaction mode needs pooler="transaction"'
+            return _POOLER
         case "28":
             return "correct user, password or pg_hba.conf"
         case "3D":

@@ -120,6 +120,12 @@ class PostgresSnapshot:
 
     async def _chunks(self, statement: LiteralString, *more: object) -> AsyncIterator[Sequence[FlatRow]]:
         size = self._settings.chunk_rows
+        if self._after_rev is not None and self._expected <= size:
+            # No row has two revisions, so one chunk holds them all, and one round trip brings it.
+            rows = await self._step(self._connection.fetch(statement, self._head.user_id, *more))
+            if rows:
+                yield flat_rows(rows)
+            return
         cursor, chunk = await self._step(self._open(statement, *more))
         while len(chunk) == size:
             # Held by the snapshot, which ends it if the consumer goes away between two chunks.
@@ -133,7 +139,12 @@ class PostgresSnapshot:
     async def _open(
         self, statement: LiteralString, *more: object
     ) -> tuple[Cursor[asyncpg.Record], list[asyncpg.Record]]:
-        cursor = await self._connection.cursor(statement, self._head.user_id, *more)
+        if self._settings.transaction_pooler:
+            # An unnamed statement: a named one would stay behind on the server, where another client's has that name.
+            prepared = await self._connection.prepare(statement)
+            cursor = await prepared.cursor(self._head.user_id, *more)
+        else:
+            cursor = await self._connection.cursor(statement, self._head.user_id, *more)
         return cursor, await cursor.fetch(self._settings.chunk_rows)
 
     async def _step(self, awaitable: Awaitable[T]) -> T:
