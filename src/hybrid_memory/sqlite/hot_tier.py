@@ -105,10 +105,7 @@ class SqliteHotTier:
         user_no = self._user_nos.get(user_id)
         if user_no is None and (user_no := self._place_of(user_id)) is None:
             return None
-        try:
-            row = self._point.execute(_GET, (user_no, node_id)).fetchone()
-        except self._database.driver.errors as error:
-            raise self._database.driver.translate(error) from None
+        row = self._point.one(_GET, (user_no, node_id))
         if row is None:
             return None
         expires_at = row[_EXPIRES_AT]
@@ -124,7 +121,7 @@ class SqliteHotTier:
         user_no = self._user_nos.get(user_id)
         if user_no is not None:
             return user_no
-        row = self._point.execute("select user_no from users where user_id = ?", (user_id,)).fetchone()
+        row = self._point.one("select user_no from users where user_id = ?", (user_id,))
         if row is None:
             return None
         user_no = self._user_nos[user_id] = cast("int", row[0])
@@ -141,7 +138,7 @@ class SqliteHotTier:
         try:
             cursor = self._cursors[user_id]
         except KeyError:
-            row = self._point.execute(_CURSORS + " where user_id = ?", (user_id,)).fetchone()
+            row = self._point.one(_CURSORS + " where user_id = ?", (user_id,))
             cursor = self._cursors[user_id] = None if row is None else _cursor(row)
         return None if cursor is None else self._settling.cursor(cursor)
 
@@ -155,7 +152,7 @@ class SqliteHotTier:
         return [self._settling.cursor(cursor) for cursor in self._stored_cursors()]
 
     def _stored_cursors(self) -> list[Cursor]:
-        return [_cursor(row) for row in self._point.execute(_CURSORS).fetchall()]
+        return [_cursor(row) for row in self._point.all(_CURSORS)]
 
     def erased_rev(self, user_id: str) -> int:
         """The last erasure known of a user, 0 for none, -1 while Postgres has not been asked.
@@ -164,7 +161,7 @@ class SqliteHotTier:
         """
         known = self._erased_revs.get(user_id)
         if known is None:
-            row = self._point.execute("select erased_rev from users where user_id = ?", (user_id,)).fetchone()
+            row = self._point.one("select erased_rev from users where user_id = ?", (user_id,))
             if row is None:
                 return -1
             known = self._erased_revs[user_id] = cast("int", row[0])
