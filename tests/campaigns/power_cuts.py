@@ -25,7 +25,7 @@ from tests.support.power_judge import complaints
 from tests.support.witness import Verdict
 
 # A round records for some seconds; so many images of it take as long again.
-IMAGES_A_ROUND = 400
+IMAGES_A_ROUND = 600
 CARRIED_A_ROUND = 2
 LOG_BYTES = (16 * 1024, 64 * 1024, 16 * 1024 * 1024)
 
