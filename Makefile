@@ -1,4 +1,5 @@
-# Everything is run from here. Needed: Python >= 3.11, make, git; the rest is put into .venv from PyPI.
+# Everything is run from here. Needed: Python >= 3.11, make, git; the rest is put into .venv from PyPI. The tests that make
+# a disk fail compile a small library: they need Linux and a C compiler (gcc, libc6-dev).
 #   make demo        set up and run the demo on this repository (ARGS="--repo PATH" and so on are passed on)
 #   make test        set up for development; lint, types, import law, tests through PgBouncer, tests with branch coverage
 #                    (ARGS are pytest's)

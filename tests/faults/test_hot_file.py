@@ -223,7 +223,7 @@ def test_with_no_room_to_write_down_who_holds_it_a_slot_is_not_left_locked(
         raise OSError(errno.ENOSPC, "no room")
 
     monkeypatch.setattr(os, "pwrite", refuse)
-    with pytest.raises(OSError, match="no room"):
+    with pytest.raises(StorageFull):
         try_slot(prepare_directory(tmp_path), 0)
     monkeypatch.undo()
     slot = try_slot(tmp_path, 0)

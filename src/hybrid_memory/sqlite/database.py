@@ -10,11 +10,12 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from types import TracebackType
 from typing import Any, TypeVar, cast
 
 from hybrid_memory.errors import Closed, DataDirBusy, HybridMemoryError, StorageCorrupt
 from hybrid_memory.sqlite.driver import Driver, configure_reader, configure_writer
+from hybrid_memory.sqlite.point_reader import PointReader
+from hybrid_memory.sqlite.syncing import rewrite_log, sync_directory, sync_log
 from hybrid_memory.sqlite.writer import Hooks, Writer
 
 T = TypeVar("T")
@@ -28,26 +29,6 @@ POINT_CACHE_KIB = 128 * 1024
 READERS = 2
 # Each try waits for readers up to the busy time-out; a scan of our own is over long before.
 CUT_TRIES = 3
-
-
-class Reading:
-    """Point reads, each in a block whose errors of SQLite become ours."""
-
-    def __init__(
-        self, point: sqlite3.Connection, failed: Callable[[BaseException], HybridMemoryError], driver: Driver
-    ) -> None:
-        self._point = point
-        self._failed = failed
-        self._driver = driver
-
-    def __enter__(self) -> sqlite3.Connection:
-        return self._point
-
-    def __exit__(
-        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, self._driver.errors):
-            raise self._failed(error) from None
 
 
 class Database:
@@ -66,17 +47,23 @@ class Database:
         self._loop = asyncio.get_running_loop()
 
     async def open(self) -> None:
-        """Open the writer; the readers follow when the schema is in place."""
+        """Open the writer; the readers follow when the schema is in place. Raises `StorageFailed` and its kin."""
+        await asyncio.to_thread(rewrite_log, self._path)
         await self._writer.open(configure_writer)
+        # By now the log is there too. SQLite syncs the directory for it, but says nothing when that fails.
+        await asyncio.to_thread(sync_directory, self._path.parent)
 
     def open_readers(self) -> None:
-        """Open the readers."""
-        self.point = self._driver.connect(self._path, read_only=True)
-        self._opened.callback(self.point.close)
-        configure_reader(self.point, cache_kib=POINT_CACHE_KIB)
-        self.reading = Reading(self.point, self.failed, self._driver)
-        for _ in range(READERS):
-            self._scanners.put(self._open_scanner())
+        """Open the readers. Raises `StorageFailed` and its kin."""
+        try:
+            point = self._driver.connect(self._path, read_only=True)
+            self._opened.callback(point.close)
+            configure_reader(point, cache_kib=POINT_CACHE_KIB)
+            for _ in range(READERS):
+                self._scanners.put(self._open_scanner())
+        except self._driver.errors as error:
+            raise self._driver.translate(error) from None
+        self.point = PointReader(point, self._driver, self.failed)
 
     def _open_scanner(self) -> sqlite3.Connection:
         # Each is used by one reader thread at a time, whichever took it.
@@ -177,29 +164,38 @@ class Database:
     async def cut_log(self) -> None:
         """Move the log into the file and cut the log to nothing, so that no deleted byte is left in it.
 
-        Raises `DataDirBusy` when a reader is in the way for too long.
+        Nor does a power cut bring one back. Raises `DataDirBusy` when a reader is in the way for too long,
+        `StorageFailed` and its kin.
         """
         for _ in range(CUT_TRIES):
             try:
-                if await self._writer.run(_cut_log):
+                if await self._writer.run(partial(_cut_log, self._path)):
                     return
             except self._driver.errors as error:
                 raise self.failed(error) from None
         raise DataDirBusy("a reader keeps the log from being cut", fix="try again")
 
     async def close(self) -> None:
-        """Commit what is waiting and close, readers first: the last connection to close checkpoints."""
+        """Commit what is waiting and close, readers first: the last connection to close checkpoints.
+
+        After a failure of the disk the readers, which cannot, are the last: the file is left as it is to whoever
+        opens it next.
+        """
         if self._writer.closing:
             return
         await self._writer.stop()
         # Searches under way end in milliseconds; a reader must not outlive the writer, which checkpoints last.
         await asyncio.to_thread(self._readers.shutdown)
-        if self._writer.failure is not None:
-            # The last connection to close moves the log into the file. Into one that is damaged, or not ours any more,
-            # nothing may be moved: a connection that only reads is the last, and does not.
-            await self._writer.close()
-        self._opened.close()
-        await self._writer.close()
+        if self._writer.failure is None:
+            try:
+                self._opened.close()
+            finally:
+                await self._writer.close()
+        else:
+            try:
+                await self._writer.close()
+            finally:
+                self._opened.close()
 
 
 def _tell(outcome: T, future: asyncio.Future[T]) -> None:
@@ -212,6 +208,10 @@ def _tell_after(after: Callable[[T], None], outcome: T, future: asyncio.Future[T
     _tell(outcome, future)
 
 
-def _cut_log(connection: sqlite3.Connection) -> bool:
+def _cut_log(path: Path, connection: sqlite3.Connection) -> bool:
     busy, _, _ = cast("tuple[int, int, int]", connection.execute("pragma wal_checkpoint(truncate)").fetchone())
-    return busy == 0
+    if busy:
+        return False
+    # SQLite cuts the log and leaves it at that: after a power cut it could have its old length again.
+    sync_log(path)
+    return True

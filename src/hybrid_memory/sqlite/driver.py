@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import sqlite3
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Final, Protocol, cast
 
 from hybrid_memory.errors import DataDirBusy, HybridMemoryError, StorageCorrupt, StorageFailed, StorageFull
+from hybrid_memory.sqlite.syncing import refused_by_disk
 
 # The JSON functions are part of every library from here on; the hot tier's statements need them and strict tables.
 OLDEST_USABLE: Final = (3, 38, 0)
@@ -30,6 +30,7 @@ _MEMORY: Final = "file::memory:"
 # Result codes (https://www.sqlite.org/rescode.html). The low byte of an extended code is its primary code: the standard
 # library reports extended codes, pysqlite3 0.6.1 primary ones.
 _PRIMARY_CODE: Final = 0xFF
+_DISK_FAILED: Final = frozenset({10, 11, 26})  # IOERR, CORRUPT, NOTADB
 _LOCKED_BY_OTHERS: Final = frozenset({5, 15})  # BUSY, PROTOCOL
 _NO_ROOM: Final = 13  # FULL
 _DAMAGED: Final = frozenset({11, 26})  # CORRUPT, NOTADB
@@ -113,6 +114,15 @@ class Driver:
     def connect_memory(self) -> sqlite3.Connection:
         """Open a database of its own in memory, usable from any thread, but by one at a time."""
         return _open(self.module, _MEMORY, check_same_thread=False)
+
+    def disk_failed(self, error: BaseException) -> bool:
+        """Whether one of `errors` says that the disk failed or the file is damaged.
+
+        What was done last is then unknown, and the connection not to be used again: an fsync that is tried again says
+        that all is well, though what the first one could not write is gone.
+        """
+        code: int | None = getattr(error, "sqlite_errorcode", None)
+        return code is not None and code & _PRIMARY_CODE in _DISK_FAILED
 
     def translate(self, error: BaseException) -> HybridMemoryError:
         """Our error for one of `errors`, by its result code, never by its message; raise it `from` the failure."""
@@ -212,11 +222,7 @@ def create_private(path: Path) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise StorageFull("no room for the local file", fix="free disk space or raise the quota") from None
-        raise StorageFailed(
-            f"cannot create the local file: {error.strerror}", fix="check the data directory's permissions"
-        ) from None
+        raise refused_by_disk(error, "the local file") from None
     return True
 
 

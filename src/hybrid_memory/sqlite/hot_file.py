@@ -42,7 +42,8 @@ class _Identity:
     opening: Opening
     was_clean: bool
     binding: Binding
-    missing: tuple[int, int] | None
+    missing: tuple[tuple[int, int], ...]
+    """The first and last of the queue numbers that the file should know and does not; at most one run of them."""
 
 
 class HotFile:
@@ -75,29 +76,19 @@ class HotFile:
         self.binding = identity.binding
         self._meeting = asyncio.Lock()
         # What was wrong with the file and could be lived with: told by health as long as this opening lasts.
-        self.findings: list[FileFinding] = []
-        if identity.missing is not None:
-            first, last = identity.missing
-            self.findings.append(NumbersMissing(first_seq=first, last_seq=last))
+        self.findings: list[FileFinding] = [NumbersMissing(first_seq=a, last_seq=b) for a, b in identity.missing]
         self._side_record = side_record
         self._whereabouts = Whereabouts(slot.path, slot.lock_path, slot.lock_fd)
         self._indexes = SearchIndexes(database.driver, database.path, budget_bytes=index_bytes)
         self._ledger = ledger
         acceptance = Acceptance(ledger, bounds)
         self.outbox = SqliteOutbox(
-            database,
-            ledger,
-            acceptance,
-            on_stored=self._stored,
-            on_settled=self._settled,
+            database, ledger, acceptance, on_stored=self._stored, on_settled=self._settled
         )
         self.hot = SqliteHotTier(database, self._indexes, clock, self.outbox.settling, self.outbox.queued_of)
         self.replica = SqliteReplica(database, ledger, acceptance, self._shown)
         self.past = SqlitePast(
-            database,
-            acceptance,
-            on_queued=self._retried,
-            on_changed=self.hot.cursor_changed,
+            database, acceptance, on_queued=self._retried, on_changed=self.hot.cursor_changed
         )
         self.scratch = SqliteScratch(database, acceptance, clock, self.outbox.accept)
         self.dead_letters = SqliteDeadLetters(database, ledger, acceptance, self._retried)
@@ -370,7 +361,7 @@ def _identify(connection: sqlite3.Connection, ids: IdSource, noted: Noted | None
     connection.execute("commit")
     opening = Opening(client_id=client_id, number=standing.open_number, token=token, starts=standing.starts)
     was_clean = meta.get("clean", "1") == "1"
-    return _Identity(opening=opening, was_clean=was_clean, binding=binding, missing=standing.missing)
+    return _Identity(opening=opening, was_clean=was_clean, binding=binding, missing=() if standing.missing is None else (standing.missing,))
 
 
 def _nobody_waits() -> None:

@@ -105,10 +105,7 @@ class SqliteHotTier:
         user_no = self._user_nos.get(user_id)
         if user_no is None and (user_no := self._place_of(user_id)) is None:
             return None
-        try:
-            row = self._point.execute(_GET, (user_no, node_id)).fetchone()
-        except self._database.driver.errors as error:
-            raise self._database.failed(error) from None
+        row = self._point.one(_GET, (user_no, node_id))
         if row is None:
             return None
         expires_at = row[_EXPIRES_AT]
@@ -124,8 +121,7 @@ class SqliteHotTier:
         user_no = self._user_nos.get(user_id)
         if user_no is not None:
             return user_no
-        with self._database.reading as point:
-            row = point.execute("select user_no from users where user_id = ?", (user_id,)).fetchone()
+        row = self._point.one("select user_no from users where user_id = ?", (user_id,))
         if row is None:
             return None
         user_no = self._user_nos[user_id] = cast("int", row[0])
@@ -142,8 +138,7 @@ class SqliteHotTier:
         try:
             cursor = self._cursors[user_id]
         except KeyError:
-            with self._database.reading as point:
-                row = point.execute(_CURSORS + " where user_id = ?", (user_id,)).fetchone()
+            row = self._point.one(_CURSORS + " where user_id = ?", (user_id,))
             cursor = self._cursors[user_id] = None if row is None else _cursor(row)
         return None if cursor is None else self._settling.cursor(cursor)
 
@@ -161,8 +156,7 @@ class SqliteHotTier:
         return [self._settling.cursor(cursor) for cursor in self._stored_cursors()]
 
     def _stored_cursors(self) -> list[Cursor]:
-        with self._database.reading as point:
-            return [_cursor(row) for row in point.execute(_CURSORS).fetchall()]
+        return [_cursor(row) for row in self._point.all(_CURSORS)]
 
     def erased_rev(self, user_id: str) -> int:
         """The last erasure known of a user, 0 for none, -1 while Postgres has not been asked.
@@ -171,8 +165,7 @@ class SqliteHotTier:
         """
         known = self._erased_revs.get(user_id)
         if known is None:
-            with self._database.reading as point:
-                row = point.execute("select erased_rev from users where user_id = ?", (user_id,)).fetchone()
+            row = self._point.one("select erased_rev from users where user_id = ?", (user_id,))
             if row is None:
                 return -1
             known = self._erased_revs[user_id] = cast("int", row[0])

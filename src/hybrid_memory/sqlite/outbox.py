@@ -159,21 +159,20 @@ class SqliteOutbox:
         answered_seq = self._ledger.answered_seq
         if after_seq >= answered_seq:
             return []
-        with self._database.reading as point:
-            if user_id is None:
-                rows = point.execute(
-                    "select seq, op_id, user_id, kind, entity_id, base, delta, stamp, payload, accepted_at"
-                    " from outbox where seq > ? and seq <= ? order by seq limit ?",
-                    (after_seq, answered_seq, limit),
-                ).fetchall()
-            else:
-                rows = point.execute(
-                    "select seq, op_id, user_id, kind, entity_id, base, delta, stamp, payload, accepted_at"
-                    " from outbox indexed by outbox_by_entity where user_id = ? and seq > ? and seq <= ?"
-                    " order by seq limit ?",
-                    (user_id, after_seq, answered_seq, limit),
-                ).fetchall()
-        return cast("list[SqlRow]", rows)
+        if user_id is None:
+            rows = self._database.point.all(
+                "select seq, op_id, user_id, kind, entity_id, base, delta, stamp, payload, accepted_at"
+                " from outbox where seq > ? and seq <= ? order by seq limit ?",
+                (after_seq, answered_seq, limit),
+            )
+        else:
+            rows = self._database.point.all(
+                "select seq, op_id, user_id, kind, entity_id, base, delta, stamp, payload, accepted_at"
+                " from outbox indexed by outbox_by_entity where user_id = ? and seq > ? and seq <= ?"
+                " order by seq limit ?",
+                (user_id, after_seq, answered_seq, limit),
+            )
+        return rows
 
     def settle(self, batch: BatchApplied) -> asyncio.Future[None]:
         """Take decided operations out of the queue; rides on another change's commit if one comes soon.
@@ -296,21 +295,19 @@ class SqliteOutbox:
         applied = self.settling.decision(seq)
         if applied is not None:
             return applied.verdict, applied.rev
-        with self._database.reading as point:
-            row = point.execute("select 1 from outbox where seq = ? and op_id = ?", (seq, accepted.op_id)).fetchone()
-            if row is not None:
-                return None
-            kept = kept_verdict(point, seq)
-            if kept is not None:
-                return kept
-            buried = point.execute("select 1 from dead_letters where op_id = ?", (accepted.op_id,)).fetchone()
+        row = self._database.point.one("select 1 from outbox where seq = ? and op_id = ?", (seq, accepted.op_id))
+        if row is not None:
+            return None
+        kept = kept_verdict(self._database.point, seq)
+        if kept is not None:
+            return kept
+        buried = self._database.point.one("select 1 from dead_letters where op_id = ?", (accepted.op_id,))
         return (Verdict.APPLIED if buried is None else Verdict.DEAD), None
 
     def state(self) -> QueueState:
         """Counts, at once."""
         queue = self._ledger.committed
-        with self._database.reading as point:
-            row = point.execute("select accepted_at from outbox order by seq limit 1").fetchone()
+        row = self._database.point.one("select accepted_at from outbox order by seq limit 1")
         return QueueState(
             # An erasure may have taken away what was on its way and is decided now.
             entries=max(0, queue.entries - len(self.settling)),
@@ -324,15 +321,14 @@ class SqliteOutbox:
         last = self._last_accepted.get(user_id)
         if last is not None:
             return last
-        with self._database.reading as point:
-            row = point.execute("select max(seq) from outbox where user_id = ?", (user_id,)).fetchone()
-        return cast("int", row[0] or 0)
+        row = self._database.point.one("select max(seq) from outbox where user_id = ?", (user_id,))
+        return 0 if row is None else cast("int", row[0] or 0)
 
     def queued_of(self, user_id: str) -> int:
         """How many of a user's operations are queued."""
-        with self._database.reading as point:
-            row = point.execute("select count(*) from outbox where user_id = ?", (user_id,)).fetchone()
-        return max(0, cast("int", row[0]) - self.settling.of_user(user_id))
+        row = self._database.point.one("select count(*) from outbox where user_id = ?", (user_id,))
+        queued = 0 if row is None else cast("int", row[0])
+        return max(0, queued - self.settling.of_user(user_id))
 
 
 def _done() -> asyncio.Future[None]:

@@ -35,14 +35,12 @@ class SqlitePast:
 
     def users_in_doubt(self) -> list[str]:
         """Users whose copy has not been compared since the server's past was rewritten."""
-        with self._database.reading as point:
-            rows = point.execute("select user_id from users where timeline = ?", (REWOUND,)).fetchall()
+        rows = self._database.point.all("select user_id from users where timeline = ?", (REWOUND,))
         return [user_id for (user_id,) in rows]
 
     def erasures_in_doubt(self) -> Mapping[str, int]:
         """Erasures that the server may not know of any more, by user: the revision of each."""
-        with self._database.reading as point:
-            rows = point.execute("select user_id, erased_rev from erasures where in_doubt = 1").fetchall()
+        rows = self._database.point.all("select user_id, erased_rev from erasures where in_doubt = 1")
         return dict(rows)
 
     async def erase_again(self, user_id: str) -> None:

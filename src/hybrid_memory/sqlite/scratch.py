@@ -51,12 +51,11 @@ class SqliteScratch:
 
     def of_thread(self, thread_id: str) -> list[TransientNode]:
         """A thread's live transient memories, oldest first."""
-        with self._database.reading as point:
-            rows = point.execute(
-                "select thread_id, node_id, context_type, content, created_at, expires_at from transient"
-                " where thread_id = ? and (expires_at is null or expires_at > ?) order by created_at, node_id",
-                (thread_id, self._clock.now_us()),
-            ).fetchall()
+        rows = self._database.point.all(
+            "select thread_id, node_id, context_type, content, created_at, expires_at from transient"
+            " where thread_id = ? and (expires_at is null or expires_at > ?) order by created_at, node_id",
+            (thread_id, self._clock.now_us()),
+        )
         return [_transient(row) for row in rows]
 
     def promote(
@@ -100,23 +99,21 @@ class SqliteScratch:
 
     def load(self, thread_id: str, checkpoint_id: str | None) -> Checkpoint | None:
         """A checkpoint of the thread, the newest without an id."""
-        with self._database.reading as point:
-            row = point.execute(
-                "select thread_id, checkpoint_id, parent_id, state, created_at from checkpoints"
-                " where thread_id = ?1 and (?2 is null or checkpoint_id = ?2)"
-                " order by created_at desc, rowid desc limit 1",
-                (thread_id, checkpoint_id),
-            ).fetchone()
+        row = self._database.point.one(
+            "select thread_id, checkpoint_id, parent_id, state, created_at from checkpoints"
+            " where thread_id = ?1 and (?2 is null or checkpoint_id = ?2)"
+            " order by created_at desc, rowid desc limit 1",
+            (thread_id, checkpoint_id),
+        )
         return None if row is None else _checkpoint(row)
 
     def history(self, thread_id: str, limit: int) -> list[Checkpoint]:
         """A thread's checkpoints, newest first."""
-        with self._database.reading as point:
-            rows = point.execute(
-                "select thread_id, checkpoint_id, parent_id, state, created_at from checkpoints where thread_id = ?"
-                " order by created_at desc, rowid desc limit ?",
-                (thread_id, limit),
-            ).fetchall()
+        rows = self._database.point.all(
+            "select thread_id, checkpoint_id, parent_id, state, created_at from checkpoints where thread_id = ?"
+            " order by created_at desc, rowid desc limit ?",
+            (thread_id, limit),
+        )
         return [_checkpoint(row) for row in rows]
 
     async def delete(self, thread_id: str, checkpoint_id: str | None) -> int:

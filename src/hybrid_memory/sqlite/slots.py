@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hybrid_memory.errors import DataDirBusy, StorageFailed
+from hybrid_memory.sqlite.syncing import refused_by_disk, sync_directory
 
 # More processes than this on one directory are refused; each holds a file and its cache of its own.
 MAX_SLOTS = 256
@@ -42,7 +43,11 @@ class Slot:
 
 
 def prepare_directory(data_dir: Path) -> Path:
-    """Make the directory if needed, closed to other users (0700). Raises `StorageFailed`."""
+    """Make the directory if needed, closed to other users (0700), its name safe from a power cut.
+
+    Raises `StorageFailed`.
+    """
+    made = [path for path in data_dir.parents if not path.exists()]
     try:
         data_dir.mkdir(parents=True, mode=0o700, exist_ok=True)
         if data_dir.stat().st_mode & 0o077:
@@ -51,6 +56,9 @@ def prepare_directory(data_dir: Path) -> Path:
         raise StorageFailed(
             f"cannot use the data directory: {error.strerror}", fix="set HYBRID_MEMORY_DATA_DIR to a writable directory"
         ) from None
+    # Its own name always: whoever made it may have died before this.
+    for parent in {data_dir.parent, *(path.parent for path in made)}:
+        sync_directory(parent)
     return data_dir
 
 
@@ -67,9 +75,15 @@ def existing_slots(data_dir: Path) -> list[int]:
 
 
 def try_slot(data_dir: Path, number: int) -> Slot | None:
-    """Take one slot if its lock is free. The lock file is separate: locking the database itself would break SQLite."""
+    """Take one slot if its lock is free. The lock file is separate: locking the database itself would break SQLite.
+
+    Raises `StorageFull` or `StorageFailed`.
+    """
     path = slot_path(data_dir, number)
-    fd = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fd = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise refused_by_disk(error, "the lock of a slot") from None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -78,10 +92,10 @@ def try_slot(data_dir: Path, number: int) -> Slot | None:
     try:
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()} {_boot_id()}\n".encode(), 0)
-    except OSError:
+    except OSError as error:
         # On a full disk: kept open, it would lock the slot for as long as this process lives.
         os.close(fd)
-        raise
+        raise refused_by_disk(error, "the lock of a slot") from None
     return Slot(number=number, path=path, lock_fd=fd)
 
 

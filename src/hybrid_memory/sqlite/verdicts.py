@@ -10,6 +10,7 @@ import orjson
 
 from hybrid_memory.changes import Operation
 from hybrid_memory.graph import Verdict
+from hybrid_memory.sqlite.point_reader import PointReader
 
 
 def keep_verdicts(
@@ -31,11 +32,9 @@ def keep_rejections(connection: sqlite3.Connection, rejected: Sequence[Operation
         keep_verdicts(connection, [one.seq], [(one.seq, None, Verdict.REJECTED)], now_us)
 
 
-def kept_verdict(connection: sqlite3.Connection, seq: int) -> tuple[Verdict, int | None] | None:
+def kept_verdict(reader: PointReader, seq: int) -> tuple[Verdict, int | None] | None:
     """What became of an operation, None where nothing is written down (any more)."""
-    rows = connection.execute(
-        "select decided from receipts where first_seq <= ?1 and last_seq >= ?1", (seq,)
-    ).fetchall()
+    rows = reader.all("select decided from receipts where first_seq <= ?1 and last_seq >= ?1", (seq,))
     for (decided,) in cast("list[tuple[str]]", rows):
         for number, rev, verdict in cast("list[tuple[int, int | None, str]]", orjson.loads(decided)):
             if number == seq:

@@ -132,6 +132,7 @@ class Writer:
         self._rested.set()
         self._closing = False
         self._failure: BaseException | None = None
+        self._disk_failure: BaseException | None = None
 
     async def open(self, configure: Callable[[sqlite3.Connection], None]) -> None:
         """Open the connection."""
@@ -142,8 +143,29 @@ class Writer:
             raise self._driver.translate(error) from None
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `work` between two groups; it makes its own transactions."""
-        return await self._connection.perform(work)
+        """Run `work` between two groups; it makes its own transactions. Raises `StorageFailed` and its kin."""
+        try:
+            return await self._connection.perform(partial(self._guarded, work))
+        except StorageFailed as error:
+            self._fail(error)
+            raise
+        except self._driver.errors as error:
+            raise self._driver.translate(error) from None
+
+    def _guarded(self, work: Callable[[sqlite3.Connection], T], connection: sqlite3.Connection) -> T:
+        """On the thread: a connection whose disk has failed is not used again, whatever waits for it in line."""
+        if self._disk_failure is not None:
+            raise self._stopped(self._disk_failure)
+        try:
+            return work(connection)
+        except StorageFailed as error:
+            self._disk_failure = error
+            raise
+        except self._driver.errors as error:
+            if not self._driver.disk_failed(error):
+                raise
+            self._disk_failure = error
+            raise self._driver.translate(error) from None
 
     @property
     def failure(self) -> BaseException | None:
@@ -174,12 +196,13 @@ class Writer:
         work wait a moment, and be done together with others like it, unless a work comes that may read it. `stages`
         says that the work reads nothing that works of its group may have staged. A `HybridMemoryError` raised before
         the work's first write refuses this work alone; any other error undoes the group, whose works are then tried
-        one by one.
+        one by one. When the disk fails, the writer stops: the works of the group raise `StorageFailed`, what became of
+        them is unknown until the file is opened again, and nothing more is taken.
         """
         if self._closing:
             raise Closed("the hot tier is closed")
         if self._failure is not None:
-            raise self._stopped() from self._failure
+            raise self._stopped(self._failure) from self._failure
         future: asyncio.Future[R] = self._loop.create_future()
         request = _Request(work, stages, answer, future)
         if ride:
@@ -218,13 +241,14 @@ class Writer:
 
     def _post(self) -> None:
         # What is submitted until the thread gets hold of the interpreter makes a group with what waits.
-        self._connection.post(self._commit_waiting, Reply(self._loop, self._answer, self._fail))
+        commit = partial(self._guarded, self._commit_waiting)
+        self._connection.post(commit, Reply(self._loop, self._answer, self._fail))
 
     def _commit_waiting(self, connection: sqlite3.Connection) -> list[object]:
         """On the thread: commit what waits; the results or errors of its works, in their order."""
         self._group = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_GROUP))]
         if self._failure is not None:
-            raise self._stopped()
+            raise self._stopped(self._failure)
         return self._commit(self._group, connection)
 
     def _answer(self, outcomes: Sequence[object]) -> None:
@@ -266,11 +290,13 @@ class Writer:
     def _refuse(self, requests: Sequence[_Request[Any, Any]]) -> None:
         for request in requests:
             if not request.future.done():
-                request.future.set_exception(self._stopped())
+                request.future.set_exception(self._stopped(self._failure))
 
-    def _stopped(self) -> StorageFailed:
-        if isinstance(self._failure, StorageFailed):
-            return type(self._failure)(self._failure.message, fix=self._failure.fix)
+    def _stopped(self, error: BaseException | None) -> HybridMemoryError:
+        if isinstance(error, self._driver.errors):
+            return self._driver.translate(error)
+        if isinstance(error, StorageFailed):
+            return type(error)(error.message, fix=error.fix)
         return StorageFailed("the hot tier's writer has stopped")
 
     def _commit(self, group: Sequence[_Request[Any, Any]], connection: sqlite3.Connection) -> list[object]:
@@ -280,6 +306,9 @@ class Writer:
             self._hooks.before_commit(connection)
             connection.execute("commit")
         except self._undoing as error:
+            if self._driver.disk_failed(error):
+                # What became of the group is unknown, and the connection knows it no better. It ends here.
+                raise
             # SQLITE_FULL and its like roll back by themselves; anything executed after that would autocommit.
             if connection.in_transaction:
                 connection.execute("rollback")
