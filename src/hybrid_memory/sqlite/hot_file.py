@@ -361,7 +361,8 @@ def _identify(connection: sqlite3.Connection, ids: IdSource, noted: Noted | None
     connection.execute("commit")
     opening = Opening(client_id=client_id, number=standing.open_number, token=token, starts=standing.starts)
     was_clean = meta.get("clean", "1") == "1"
-    return _Identity(opening=opening, was_clean=was_clean, binding=binding, missing=() if standing.missing is None else (standing.missing,))
+    missing = () if standing.missing is None else (standing.missing,)
+    return _Identity(opening=opening, was_clean=was_clean, binding=binding, missing=missing)
 
 
 def _nobody_waits() -> None:
