@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
@@ -44,6 +45,7 @@ class HybridMemoryManager:
         settings: Settings,
         clock: Clock,
         ids: IdSource,
+        uniform: Callable[[], float],
         persistent: PersistentUsers,
         events: EventLog,
     ) -> None:
@@ -61,16 +63,15 @@ class HybridMemoryManager:
             tiers=tiers,
             settings=settings,
             clock=clock,
+            uniform=uniform,
             events=events,
             is_persistent=persistent,
             open_users=lambda: [user for user in self._open_users if persistent(user)],
             on_decided=self._decided,
             on_rest=self._progressed.set,
         )
-        file, deliveries = tiers.file, self._staff.deliveries
-        self.checkpoints = Checkpoints(
-            file.scratch, clock, max_bytes=settings.content_bytes, check_open=self._check_open
-        )
+        file, deliveries, most = tiers.file, self._staff.deliveries, settings.content_bytes
+        self.checkpoints = Checkpoints(file.scratch, clock, max_bytes=most, check_open=self._check_open)
         """Workflow checkpoints, local to this file."""
         self.desk = Desk(self, hot=file.hot, outbox=file.outbox)
         """What the command line asks."""
@@ -154,7 +155,7 @@ class HybridMemoryManager:
             ids=ids,
             slot=slot,
         )
-        manager = cls(tiers, chosen, clock, ids, persistent, events)
+        manager = cls(tiers, chosen, clock, ids, random.SystemRandom().random, persistent, events)
         manager._staff.start()
         try:
             await manager._control.start()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 
 from hybrid_memory.barrier import Barrier
@@ -34,6 +33,7 @@ class Staff:
         tiers: Tiers,
         settings: Settings,
         clock: Clock,
+        uniform: Callable[[], float],
         events: Sink,
         is_persistent: Callable[[str], bool],
         open_users: Callable[[], Sequence[str]],
@@ -41,7 +41,6 @@ class Staff:
         on_rest: Callable[[], None],
     ) -> None:
         file, durable = tiers.file, tiers.durable
-        uniform = random.SystemRandom().random
         self._on_decided = on_decided
         self.deliveries = Deliveries()
         self.preload = Preload(hot=file.hot, replica=file.replica, feed=durable.feed, clock=clock, events=events)

@@ -26,7 +26,7 @@ from hybrid_memory.sqlite.replica import Shown, SqliteReplica
 from hybrid_memory.sqlite.scratch import SqliteScratch
 from hybrid_memory.sqlite.search_index import SearchIndexes
 from hybrid_memory.sqlite.slots import Slot
-from hybrid_memory.sqlite.writer import Hooks
+from hybrid_memory.sqlite.writer import Hire, Hooks, own_thread
 
 # "HMem" in ASCII: a file that says otherwise is not ours.
 APPLICATION_ID = 0x484D656D
@@ -75,7 +75,16 @@ class HotFile:
         self.dead_letters = SqliteDeadLetters(database, ledger, acceptance, self._retried)
 
     @classmethod
-    async def open(cls, slot: Slot, *, clock: Clock, ids: IdSource, bounds: QueueBounds, index_bytes: int) -> Self:
+    async def open(
+        cls,
+        slot: Slot,
+        *,
+        clock: Clock,
+        ids: IdSource,
+        bounds: QueueBounds,
+        index_bytes: int,
+        hire: Hire = own_thread,
+    ) -> Self:
         """Open the slot's file, making it if needed. Raises `StorageCorrupt`, `StorageFailed`, `SchemaMismatch`."""
         driver = choose_driver()
         is_new = not slot.path.exists()
@@ -88,7 +97,7 @@ class HotFile:
             after_commit=ledger.publication,
             after_rollback=ledger.forget,
         )
-        database = Database(slot.path, driver, hooks)
+        database = Database(slot.path, driver, hooks, hire)
         try:
             await database.open()
             identity = await database.prepare(lambda connection: _prepare(connection, driver, ids, is_new=is_new))
