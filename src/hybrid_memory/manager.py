@@ -334,9 +334,7 @@ class HybridMemoryManager:
         erased = validation.user_id(user_id)
         self._open_users.pop(erased, None)
         await self._staff.preload.forget(erased)
-        removed = await self._tiers.file.replica.erase(erased, erased_rev=None)
-        self._staff.carry()
-        return removed
+        return await self._tiers.file.replica.erase(erased, erased_rev=None)
 
     async def drain(self, within: timedelta) -> int:
         """Wait until the queue is carried, at most so long; returns how many operations are left.

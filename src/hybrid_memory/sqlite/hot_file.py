@@ -130,6 +130,8 @@ class HotFile:
             self.outbox.forget_newest()
         if shown.erasure_seq or shown.rejected:
             self.outbox.erased(shown.user_id, shown.erasure_seq)
+        if shown.erasure_seq:
+            self.on_accepted()
         if shown.rejected:
             self.on_rejected(shown.rejected)
         self.hot.moved(shown.user_id, shown.user_no)
