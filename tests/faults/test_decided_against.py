@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
@@ -160,6 +161,16 @@ async def test_an_operation_on_its_way_is_sent_with_the_erasures_known_when_it_w
     relay = relay_between(file, postgres, clock=clock, uniform=lambda: 0.5, batch_size=8, events=EventLog(None))
     await relay.run_once()
     assert postgres.told == [0]
+
+
+async def test_an_erasure_whose_caller_left_has_the_relay_look_all_the_same(file: HotFile) -> None:
+    looked: list[int] = []
+    file.on_accepted = lambda: looked.append(file.outbox.state().entries)
+    forgetting = asyncio.get_running_loop().create_task(file.replica.erase("ada", erased_rev=None))
+    await asyncio.sleep(0)
+    forgetting.cancel()
+    await file.database.write(lambda _: None)
+    assert looked == [1]
 
 
 async def test_a_change_of_what_a_complete_copy_has_not_says_as_of_when(file: HotFile) -> None:
