@@ -56,7 +56,7 @@ def _fits(user: _User, operation: Operation) -> bool:
     if operation.kind is Kind.ERASE:
         return not user.touched
     if operation.kind is Kind.RELATIONSHIP and user.buried:
-        row, _ = carried_relationship(operation.payload)
+        row = carried_relationship(operation.payload).row
         return row.source_id not in user.buried and row.target_id not in user.buried
     return True
 

@@ -61,6 +61,9 @@ class Carrier:
         self._uniform = uniform
         # Operations of this batch that were buried with one they depend on.
         self._buried: set[int] = set()
+        # The erasures known when this batch was claimed. One that is obeyed while it is on its way takes its operations
+        # out of the queue; sent with that one known they would pass for written after it.
+        self._erased: dict[str, int] = {}
         self._freed = False
 
     async def carry(self, operations: list[Operation]) -> bool:
@@ -71,6 +74,7 @@ class Carrier:
         """
         self._buried.clear()
         self._freed = False
+        self._erased = {operation.user_id: self._erased_rev(operation.user_id) for operation in operations}
         erasures = [operation for operation in operations if operation.kind is Kind.ERASE]
         for erasure in erasures:
             await self._erase(erasure)
@@ -157,7 +161,7 @@ class Carrier:
     async def _decide(self, operations: list[Operation]) -> None:
         if not operations:
             return
-        erased_rev = self._erased_rev(operations[0].user_id)
+        erased_rev = self._erased[operations[0].user_id]
         try:
             self._decided(await self._patiently(partial(self._durable.decide, self._opening, operations, erased_rev)))
         except PoisonOperation as poison:
@@ -167,7 +171,7 @@ class Carrier:
 
     def _erasures(self, operations: Sequence[Operation]) -> dict[str, int]:
         users = {operation.user_id for operation in operations}
-        return {user_id: max(0, self._erased_rev(user_id)) for user_id in users}
+        return {user_id: max(0, self._erased[user_id]) for user_id in users}
 
     def _decided(self, batch: BatchApplied) -> Awaitable[None]:
         settled = self._outbox.settle(batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
@@ -45,6 +46,7 @@ class HybridMemoryManager:
         settings: Settings,
         clock: Clock,
         ids: IdSource,
+        uniform: Callable[[], float],
         persistent: PersistentUsers,
         events: EventLog,
     ) -> None:
@@ -63,16 +65,15 @@ class HybridMemoryManager:
             tiers=tiers,
             settings=settings,
             clock=clock,
+            uniform=uniform,
             events=events,
             is_persistent=persistent,
             open_users=lambda: [user for user in self._open_users if persistent(user)],
             on_decided=lambda _: self._progressed.set(),
             on_rest=self._progressed.set,
         )
-        file, deliveries = tiers.file, self._staff.deliveries
-        self.checkpoints = Checkpoints(
-            file.scratch, clock, max_bytes=settings.content_bytes, check_open=self._check_open
-        )
+        file, deliveries, most = tiers.file, self._staff.deliveries, settings.content_bytes
+        self.checkpoints = Checkpoints(file.scratch, clock, max_bytes=most, check_open=self._check_open)
         """Workflow checkpoints, local to this file."""
         self.desk = Desk(self, hot=file.hot, outbox=file.outbox)
         """What the command line asks."""
@@ -157,7 +158,7 @@ class HybridMemoryManager:
             ids=ids,
             slot=slot,
         )
-        manager = cls(tiers, chosen, clock, ids, persistent, events)
+        manager = cls(tiers, chosen, clock, ids, random.SystemRandom().random, persistent, events)
         manager._staff.start()
         try:
             for finding in tiers.file.findings:
@@ -338,9 +339,7 @@ class HybridMemoryManager:
         erased = validation.user_id(user_id)
         self._open_users.pop(erased, None)
         await self._staff.preload.forget(erased)
-        removed = await self._tiers.file.replica.erase(erased, erased_rev=None)
-        self._staff.carry()
-        return removed
+        return await self._tiers.file.replica.erase(erased, erased_rev=None)
 
     async def drain(self, within: timedelta) -> int:
         """Wait until the queue is carried, at most so long; returns how many operations are left.

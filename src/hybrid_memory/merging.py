@@ -41,6 +41,7 @@ def decide_node(carried: CarriedNode, current: NodeRow | None, *, seen: bool) ->
     | what stands | the operation | outcome |
     |---|---|---|
     | nothing, or what the writer saw | any | applied |
+    | a tombstone that its writer's copy, being complete, had left out | any | applied |
     | a live row it did not see | compare | rejected |
     | a tombstone it did not see | revives | applied |
     | a tombstone it did not see | any other | superseded: delete wins |
@@ -49,7 +50,7 @@ def decide_node(carried: CarriedNode, current: NodeRow | None, *, seen: bool) ->
     | a live row it did not see | append, replace | the later stamp wins |
     """
     row = carried.row
-    if current is None or seen:
+    if current is None or seen or _left_out(current, carried.absent_at):
         return NodeDecision(verdict=Verdict.APPLIED, row=row)
     if carried.rule is Rule.COMPARE:
         return NodeDecision(verdict=Verdict.REJECTED, row=None, lost=True)
@@ -67,6 +68,11 @@ def decide_node(carried: CarriedNode, current: NodeRow | None, *, seen: bool) ->
     if row.stamp > current.stamp:
         return NodeDecision(verdict=Verdict.APPLIED, row=row)
     return NodeDecision(verdict=Verdict.SUPERSEDED, row=None, lost=True)
+
+
+def _left_out(current: NodeRow | RelationshipRow, absent_at: int) -> bool:
+    """Whether the writer saw that nothing was there: complete copies are loaded without tombstones."""
+    return current.deleted_at is not None and 0 < current.rev <= absent_at
 
 
 def _merged(carried: CarriedNode, patch: str, current: NodeRow) -> NodeRow:
@@ -90,10 +96,10 @@ def _merged(carried: CarriedNode, patch: str, current: NodeRow) -> NodeRow:
 
 
 def decide_relationship(
-    row: RelationshipRow, current: RelationshipRow | None, *, seen: bool, revive: bool
+    row: RelationshipRow, current: RelationshipRow | None, *, seen: bool, revive: bool, absent_at: int = 0
 ) -> RelationshipDecision:
-    """Decide a relationship operation: delete wins unless revived, else the later stamp."""
-    if current is None or seen:
+    """Decide a relationship operation: delete wins unless revived or known, else the later stamp."""
+    if current is None or seen or _left_out(current, absent_at):
         return RelationshipDecision(verdict=Verdict.APPLIED, row=row)
     if current.deleted_at is not None and not (revive and row.deleted_at is None):
         return RelationshipDecision(verdict=Verdict.SUPERSEDED, row=None)

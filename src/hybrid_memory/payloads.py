@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import orjson
 
@@ -19,9 +19,27 @@ class CarriedNode:
     rule: Rule
     patch: str | None
     revive: bool
+    absent_at: int = 0
+    """The writer's copy was complete as of this revision and had no such node; 0 where that is not known."""
 
 
-def node_payload(user_id: str, row: NodeRow, *, rule: Rule, patch: str | None = None, revive: bool = False) -> str:
+class CarriedRelationship(NamedTuple):
+    """A relationship as an operation carries it; `revive` and `absent_at` are as with a node."""
+
+    row: RelationshipRow
+    revive: bool
+    absent_at: int = 0
+
+
+def node_payload(
+    user_id: str,
+    row: NodeRow,
+    *,
+    rule: Rule,
+    patch: str | None = None,
+    revive: bool = False,
+    absent_at: int = 0,
+) -> str:
     """The JSON object that carries a node to Postgres. `patch` goes as text, to be read back as it was frozen."""
     members: dict[str, object] = {
         "user_id": user_id,
@@ -53,6 +71,8 @@ def node_payload(user_id: str, row: NodeRow, *, rule: Rule, patch: str | None = 
         members["patch"] = patch
     if revive:
         members["revive"] = True
+    if absent_at:
+        members["absent_at"] = absent_at
     return orjson.dumps(members).decode()
 
 
@@ -87,6 +107,7 @@ def carried_node(payload: str) -> CarriedNode:
         rule=Rule(cast("str", members["rule"])),
         patch=cast("str | None", members.get("patch")),
         revive=members.get("revive") is True,
+        absent_at=cast("int", members.get("absent_at", 0)),
     )
 
 
@@ -94,7 +115,7 @@ def _text(value: JsonValue) -> str:
     return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
 
 
-def relationship_payload(user_id: str, row: RelationshipRow, *, revive: bool = False) -> str:
+def relationship_payload(user_id: str, row: RelationshipRow, *, revive: bool = False, absent_at: int = 0) -> str:
     """The JSON object that carries a relationship to Postgres. Absent members are null there."""
     members: JsonObject = {
         "user_id": user_id,
@@ -113,11 +134,13 @@ def relationship_payload(user_id: str, row: RelationshipRow, *, revive: bool = F
         "stamp": row.stamp,
         "revive": revive,
     }
+    if absent_at:
+        members["absent_at"] = absent_at
     return orjson.dumps(members).decode()
 
 
-def carried_relationship(payload: str) -> tuple[RelationshipRow, bool]:
-    """Read back what `relationship_payload` wrote: the row, and whether it knowingly revives a tombstone."""
+def carried_relationship(payload: str) -> CarriedRelationship:
+    """Read back what `relationship_payload` wrote."""
     members = cast("dict[str, JsonValue]", orjson.loads(payload))
     row = RelationshipRow(
         relationship_id=cast("str", members["relationship_id"]),
@@ -135,4 +158,4 @@ def carried_relationship(payload: str) -> tuple[RelationshipRow, bool]:
         stamp=cast("int", members["stamp"]),
         rev=0,
     )
-    return row, members["revive"] is True
+    return CarriedRelationship(row, members["revive"] is True, cast("int", members.get("absent_at", 0)))

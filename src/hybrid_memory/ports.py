@@ -144,7 +144,8 @@ class Replica(Protocol):
     async def begin_load(self, head: Head) -> int | None:
         """Start an invisible generation for a snapshot of a user, in place of one begun before.
 
-        None when the user was erased after the snapshot: the erasure is queued here, or has just been carried.
+        None when the user was erased after the snapshot: the erasure is queued here, or has just been carried. None
+        also while operations are queued of which Postgres alone can say whether they come before the last erasure.
         """
         ...
 

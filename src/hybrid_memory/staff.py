@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -42,6 +41,7 @@ class Staff:
         tiers: Tiers,
         settings: Settings,
         clock: Clock,
+        uniform: Callable[[], float],
         events: Sink,
         is_persistent: Callable[[str], bool],
         open_users: Callable[[], Sequence[str]],
@@ -49,7 +49,6 @@ class Staff:
         on_rest: Callable[[], None],
     ) -> None:
         file, durable = tiers.file, tiers.durable
-        uniform = random.SystemRandom().random
         self._open_users = open_users
         self._on_decided = on_decided
         self.deliveries = Deliveries()

@@ -94,7 +94,7 @@ def test_a_node_comes_back_from_its_payload_as_it_went_in(
 
 @given(_relationships(), st.booleans())
 def test_a_relationship_comes_back_from_its_payload_as_it_went_in(row: RelationshipRow, revive: bool) -> None:
-    assert carried_relationship(relationship_payload("ann", row, revive=revive)) == (row, revive)
+    assert carried_relationship(relationship_payload("ann", row, revive=revive)) == (row, revive, 0)
 
 
 @given(_nodes())

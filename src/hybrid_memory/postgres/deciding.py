@@ -83,12 +83,12 @@ def _decide_node(operation: Operation, standing: Standing | None, client_id: str
 
 
 def _decide_relationship(operation: Operation, standing: Standing | None, client_id: str) -> Decided:
-    row, revive = carried_relationship(operation.payload)
+    row, revive, absent_at = carried_relationship(operation.payload)
     current = standing.row if standing is not None else None
     if current is not None and not isinstance(current, RelationshipRow):
         raise TypeError("a relationship was held against a node")
     seen = standing is not None and standing.seen_by(operation, client_id)
-    decision = decide_relationship(row, current, seen=seen, revive=revive)
+    decision = decide_relationship(row, current, seen=seen, revive=revive, absent_at=absent_at)
     if decision.row is None:
         return Decided(operation=operation, verdict=decision.verdict)
     as_sent = decision.row is row

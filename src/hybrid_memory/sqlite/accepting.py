@@ -84,8 +84,14 @@ class Acceptance:
         row = node_row(change, existing, now_us=ledger.now_us(), stamp=ledger.next_stamp())
         row_id = found[0] if found else ledger.next_row_id(connection)
         put_node(connection, user_no, row_id, row)
-        patch = change.content if change.rule is Rule.MERGE else None
-        payload = node_payload(user_id, row, rule=change.rule, patch=patch, revive=existing is not None and not live)
+        payload = node_payload(
+            user_id,
+            row,
+            rule=change.rule,
+            patch=change.content if change.rule is Rule.MERGE else None,
+            revive=existing is not None and not live,
+            absent_at=complete_at(connection, user_no) if existing is None else 0,
+        )
         base = -own or (existing.rev if existing else 0)
         queued = self._operation(connection, user_id, row, payload, base=base, delta=0 if live else 1)
         return Stored(operations=(self.enqueue(queued),), user_no=user_no, row_id=row_id)
@@ -143,7 +149,12 @@ class Acceptance:
             base=-own or (existing.rev if existing else 0),
             delta=int(row.deleted_at is None) - int(was_live),
             stamp=row.stamp,
-            payload=relationship_payload(user_id, row, revive=existing is not None and not was_live),
+            payload=relationship_payload(
+                user_id,
+                row,
+                revive=existing is not None and not was_live,
+                absent_at=complete_at(connection, user_no) if existing is None else 0,
+            ),
             accepted_at=row.updated_at,
         )
         return self.enqueue(queued)
@@ -214,6 +225,12 @@ def newest_own(connection: sqlite3.Connection, user_id: str, entity_id: str) -> 
         "select max(seq) from outbox where user_id = ? and entity_id = ?", (user_id, entity_id)
     ).fetchone()
     return cast("int | None", row[0]) or 0
+
+
+def complete_at(connection: sqlite3.Connection, user_no: int) -> int:
+    """The revision as of which a copy is complete, 0 while it is not: what it has not, it knows to be absent."""
+    row = connection.execute("select rev from users where user_no = ? and complete = 1", (user_no,)).fetchone()
+    return 0 if row is None else cast("int", row[0])
 
 
 def _check_expected(expected: int, live: NodeRow | None, *, queued: bool) -> None:

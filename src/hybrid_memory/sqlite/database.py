@@ -16,7 +16,7 @@ from hybrid_memory.errors import Closed, DataDirBusy, HybridMemoryError, Storage
 from hybrid_memory.sqlite.driver import Driver, configure_reader, configure_writer
 from hybrid_memory.sqlite.point_reader import PointReader
 from hybrid_memory.sqlite.syncing import rewrite_log, sync_directory, sync_log
-from hybrid_memory.sqlite.writer import Hooks, Writer
+from hybrid_memory.sqlite.writer import Hire, Hooks, Writer
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -35,12 +35,13 @@ class Database:
     """The only writer and the only checkpointer of one file, and its readers in this process.
 
     `write` gives a future that is done when the change is fsynced. A caller that goes away cannot undo or tear it.
+    `hire` says who works on the writing connection.
     """
 
-    def __init__(self, path: Path, driver: Driver, hooks: Hooks) -> None:
+    def __init__(self, path: Path, driver: Driver, hooks: Hooks, hire: Hire) -> None:
         self._path = path
         self._driver = driver
-        self._writer = Writer(path, driver, hooks)
+        self._writer = Writer(path, driver, hooks, hire)
         self._readers = ThreadPoolExecutor(max_workers=READERS, thread_name_prefix="hybrid-memory-reader")
         self._scanners: SimpleQueue[sqlite3.Connection] = SimpleQueue()
         self._opened = ExitStack()

@@ -34,7 +34,7 @@ from hybrid_memory.sqlite.search_index import SearchIndexes
 from hybrid_memory.sqlite.side_record import Noted, SideRecord, read_side_record
 from hybrid_memory.sqlite.slots import Slot
 from hybrid_memory.sqlite.whereabouts import Whereabouts
-from hybrid_memory.sqlite.writer import Hooks
+from hybrid_memory.sqlite.writer import Hire, Hooks, own_thread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,14 +82,10 @@ class HotFile:
         self._indexes = SearchIndexes(database.driver, database.path, budget_bytes=index_bytes)
         self._ledger = ledger
         acceptance = Acceptance(ledger, bounds)
-        self.outbox = SqliteOutbox(
-            database, ledger, acceptance, on_stored=self._stored, on_settled=self._settled
-        )
+        self.outbox = SqliteOutbox(database, ledger, acceptance, on_stored=self._stored, on_settled=self._settled)
         self.hot = SqliteHotTier(database, self._indexes, clock, self.outbox.settling, self.outbox.queued_of)
         self.replica = SqliteReplica(database, ledger, acceptance, self._shown)
-        self.past = SqlitePast(
-            database, acceptance, on_queued=self._retried, on_changed=self.hot.cursor_changed
-        )
+        self.past = SqlitePast(database, acceptance, on_queued=self._retried, on_changed=self.hot.cursor_changed)
         self.scratch = SqliteScratch(database, acceptance, clock, self.outbox.accept)
         self.dead_letters = SqliteDeadLetters(database, ledger, acceptance, self._retried)
 
@@ -103,10 +99,12 @@ class HotFile:
         bounds: QueueBounds,
         index_bytes: int,
         place: str | None = None,
+        hire: Hire = own_thread,
     ) -> Self:
         """Open the slot's file, making it if needed; `place` is where its database is, if it has one.
 
-        A file that is found damaged is left as it was. Raises `StorageCorrupt`, `StorageFailed`, `SchemaMismatch`.
+        `hire` says who works on the writing connection. A file that is found damaged is left as it was. Raises
+        `StorageCorrupt`, `StorageFailed`, `SchemaMismatch`.
         """
         driver = choose_driver()
         noted = read_side_record(slot.path)
@@ -130,7 +128,7 @@ class HotFile:
             after_commit=after_commit,
             after_rollback=ledger.forget,
         )
-        database = Database(slot.path, driver, hooks)
+        database = Database(slot.path, driver, hooks, hire)
         try:
             await database.open()
             identity = await database.prepare(lambda connection: _prepare(connection, driver, ids, noted, place))
@@ -183,6 +181,8 @@ class HotFile:
             self.outbox.forget_newest()
         if shown.erasure_seq or shown.rejected:
             self.outbox.erased(shown.user_id, shown.erasure_seq)
+        if shown.erasure_seq:
+            self.on_accepted()
         if shown.rejected:
             self.on_rejected(shown.rejected)
         if shown.restored:

@@ -30,6 +30,7 @@ from hybrid_memory.sqlite.rows import SqlRow, operation
 from hybrid_memory.sqlite.settling import Settling
 from hybrid_memory.sqlite.staging import move_cursors, number_nodes
 from hybrid_memory.sqlite.verdicts import keep_verdicts, kept_verdict
+from hybrid_memory.sqlite.withdrawing import withdraw
 
 # Some batches' worth: the relay is seldom further behind, and then reads the file.
 NEWEST_KEPT: Final = 1_024
@@ -219,6 +220,7 @@ class SqliteOutbox:
         payload_bytes = 0
         nodes: list[tuple[int, str, int]] = []
         relationships: list[Applied] = []
+        beaten: list[Operation] = []
         erasures: dict[str, int] = {}
         # One pass: it is half of what settling takes.
         for applied in sorted(chain.from_iterable(batch.operations for batch in batches), key=_seq):
@@ -233,6 +235,8 @@ class SqliteOutbox:
                     relationships.append(applied)
                 elif (user_no := self._ledger.known_user_no(connection, operation.user_id)) is not None:
                     nodes.append((user_no, operation.entity_id, rev))
+            elif verdict in {Verdict.REJECTED, Verdict.SUPERSEDED}:
+                beaten.append(operation)
         seqs = [seq for seq, _, _ in told]
         keep_verdicts(connection, seqs, told, now_us)
         removed = connection.executemany("delete from outbox where seq between ? and ?", _runs(seqs)).rowcount
@@ -243,6 +247,8 @@ class SqliteOutbox:
             self._ledger.count_bytes(connection)
         number_nodes(connection, nodes)
         self._number_relationships(connection, relationships)
+        for operation in beaten:
+            withdraw(connection, self._ledger.known_user_no(connection, operation.user_id), operation, now_us)
         remember_erasures(connection, erasures, now_us)
         connection.executemany(
             "update users set erased_rev = ? where user_id = ?", [(rev, user) for user, rev in erasures.items()]
@@ -252,7 +258,7 @@ class SqliteOutbox:
     def _number_relationships(self, connection: sqlite3.Connection, stood: list[Applied]) -> None:
         for applied in stood:
             user_no = self._ledger.known_user_no(connection, applied.operation.user_id)
-            row, _ = carried_relationship(applied.operation.payload)
+            row = carried_relationship(applied.operation.payload).row
             connection.execute(
                 "update relationships set rev = ?1 where user_no = ?2 and source_id = ?3 and relationship_type = ?4"
                 " and target_id = ?5 and rev < ?1",
@@ -375,7 +381,7 @@ def _dependents(connection: sqlite3.Connection, dead: Operation) -> list[Operati
 
 
 def _relates(relationship: Operation, node_id: str) -> bool:
-    row, _ = carried_relationship(relationship.payload)
+    row = carried_relationship(relationship.payload).row
     return node_id in (row.source_id, row.target_id)
 
 

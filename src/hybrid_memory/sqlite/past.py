@@ -87,6 +87,19 @@ def remember_erasures(connection: sqlite3.Connection, erasures: Mapping[str, int
     )
 
 
+def has_undated(connection: sqlite3.Connection, user_id: str) -> bool:
+    """Whether operations are queued that were accepted before anything was known of the user's erasures.
+
+    They go to Postgres first, which holds them against the time; behind the load they would pass for later ones.
+    """
+    found = connection.execute(
+        "select 1 from users where user_id = ?1 and erased_rev < 0 and exists"
+        " (select 1 from outbox where user_id = ?1)",
+        (user_id,),
+    ).fetchone()
+    return found is not None
+
+
 def _trust_erasure(user_id: str, connection: sqlite3.Connection) -> None:
     connection.execute("update erasures set in_doubt = 0 where user_id = ?", (user_id,))
 

@@ -17,7 +17,7 @@ from hybrid_memory.payloads import carried_node, carried_relationship
 from hybrid_memory.sqlite.accepting import Acceptance
 from hybrid_memory.sqlite.database import Database
 from hybrid_memory.sqlite.ledger import Ledger
-from hybrid_memory.sqlite.past import remember_erasures
+from hybrid_memory.sqlite.past import has_undated, remember_erasures
 from hybrid_memory.sqlite.quarantine import remove_finished
 from hybrid_memory.sqlite.restoring import Restoration
 from hybrid_memory.sqlite.rows import (
@@ -72,7 +72,8 @@ class SqliteReplica:
     async def begin_load(self, head: Head) -> int | None:
         """Start an invisible generation for a snapshot of a user, in place of one begun before.
 
-        None when the user was erased after the snapshot: the erasure is queued here, or has just been carried.
+        None when the user was erased after the snapshot: the erasure is queued here, or has just been carried. None
+        also while operations are queued of which Postgres alone can say whether they come before the last erasure.
         """
         return await self._database.write(partial(self._begin, head))
 
@@ -82,6 +83,8 @@ class SqliteReplica:
         if connection.execute(later, (user_id, head.erased_rev)).fetchone() is not None:
             return None
         if any(queued.kind is Kind.ERASE for queued in self._queued(connection, user_id, user_id)):
+            return None
+        if head.erased_rev > 0 and has_undated(connection, user_id):
             return None
         self._stop_loading(user_id)
         generation = self._ledger.new_user_no(connection)
@@ -234,13 +237,13 @@ class SqliteReplica:
                 rev = current.rev if current else 0
                 return self._put_node(connection, user_no, decided.row._replace(rev=rev))
             case Kind.RELATIONSHIP:
-                wished, revive = carried_relationship(queued.payload)
+                wished, revive, absent_at = carried_relationship(queued.payload)
                 known = find_relationship(
                     connection, user_no, wished.source_id, wished.relationship_type, wished.target_id
                 )
                 standing = known[1] if known else None
                 seen = standing is not None and standing.rev == queued.base
-                edge = decide_relationship(wished, standing, seen=seen, revive=revive).row
+                edge = decide_relationship(wished, standing, seen=seen, revive=revive, absent_at=absent_at).row
                 if edge is not None:
                     rev = standing.rev if standing else 0
                     self._put_relationship(connection, user_no, edge._replace(rev=rev))
@@ -307,6 +310,8 @@ class SqliteReplica:
         user_no = self._ledger.known_user_no(connection, user_id)
         if user_no is None or self._queued(connection, user_id):
             return None
+        # What is on its way may be older than what is dropped here.
+        self._stop_loading(user_id)
         connection.execute("insert into generations (user_no) values (?)", (user_no,))
         connection.execute("delete from users where user_id = ?", (user_id,))
         self._ledger.show(connection, user_id, None)

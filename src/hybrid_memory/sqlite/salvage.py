@@ -222,7 +222,7 @@ def _is_sound(row: SqlRow) -> bool:
                 carried = carried_node(one.payload).row
                 return node_hash(carried) == carried.row_hash and carried.node_id == one.entity_id
             case Kind.RELATIONSHIP:
-                edge, _ = carried_relationship(one.payload)
+                edge = carried_relationship(one.payload).row
                 return relationship_hash(edge) == edge.row_hash and edge.relationship_id == one.entity_id
             case Kind.ERASE:
                 return one.entity_id == one.user_id

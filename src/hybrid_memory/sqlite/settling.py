@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TypeAlias
 
+from hybrid_memory.graph import Verdict
 from hybrid_memory.messages import Applied, AppliedUser, BatchApplied, Cursor
 
 Revs: TypeAlias = dict[tuple[str, str], int]
@@ -69,9 +70,10 @@ class Settling:
 
     def _sort_in(self, batch: BatchApplied) -> None:
         for applied in batch.operations:
-            operation, _, rev = applied
+            operation, verdict, rev = applied
             self._decided[operation.seq] = applied
-            if rev is not None:
+            # A row decided otherwise comes by the feed; ours is not that of this revision.
+            if rev is not None and verdict is Verdict.APPLIED:
                 self._revs[operation.user_id, operation.entity_id] = rev
         for user in batch.users:
             if user.as_sent:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
 import aiosqlite
 
@@ -30,6 +30,44 @@ MAX_GROUP = 512
 
 # What a work may raise besides SQLite's own errors: the group is undone, and each work tried alone.
 _UNDOING = (HybridMemoryError, ArithmeticError, LookupError, TypeError, ValueError)
+
+
+class Worker(Protocol):
+    """A connection and who works on it: works are run one after the other, in the order in which they were given."""
+
+    @property
+    def has_died(self) -> bool:
+        """Whether nothing that is posted is done any more, although the connection is open."""
+        ...
+
+    def bury(self) -> None:
+        """Close the connection of one who has died."""
+        ...
+
+    async def open(self) -> None:
+        """Open the connection. Raises what the driver raises."""
+        ...
+
+    async def perform(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work`, and give what it returns or raises. It must return plain data, never a cursor."""
+        ...
+
+    def post(self, work: Callable[[sqlite3.Connection], T], reply: Reply[T]) -> None:
+        """Run `work` and have its result, or what it raised, acted on."""
+        ...
+
+    async def close(self) -> None:
+        """Close the connection when what was given before is done."""
+        ...
+
+
+Hire: TypeAlias = "Callable[[Callable[[], sqlite3.Connection]], Worker]"
+"""Makes the worker of a connection that is yet to be opened by the function given."""
+
+
+def own_thread(connect: Callable[[], sqlite3.Connection]) -> Worker:
+    """A connection on a thread of its own."""
+    return OwnedConnection(connect)
 
 
 class OwnedConnection(aiosqlite.Connection):
@@ -62,6 +100,10 @@ class OwnedConnection(aiosqlite.Connection):
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+    async def open(self) -> None:
+        """Open the connection on a thread of its own."""
+        await self
 
     # Not `run`: before 0.22 an aiosqlite connection is a thread, whose method that is.
     async def perform(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -114,12 +156,12 @@ class Hooks:
 class Writer:
     """Takes works on the event loop and commits them, in their order, on the connection's thread, a group at a time."""
 
-    def __init__(self, path: Path, driver: Driver, hooks: Hooks) -> None:
+    def __init__(self, path: Path, driver: Driver, hooks: Hooks, hire: Hire) -> None:
         self._driver = driver
         self._hooks = hooks
         self._undoing: tuple[type[Exception], ...] = (*driver.errors, *_UNDOING)
         self._loop = asyncio.get_running_loop()
-        self._connection = OwnedConnection(partial(driver.connect, path, check_same_thread=False))
+        self._connection = hire(partial(driver.connect, path, check_same_thread=False))
         # The event loop appends, the thread takes; a deque bears both at once.
         self._waiting: deque[_Request[Any, Any]] = deque()
         self._riding: deque[_Request[Any, Any]] = deque()
@@ -137,7 +179,7 @@ class Writer:
     async def open(self, configure: Callable[[sqlite3.Connection], None]) -> None:
         """Open the connection."""
         try:
-            await self._connection
+            await self._connection.open()
             await self._connection.perform(configure)
         except self._driver.errors as error:
             raise self._driver.translate(error) from None

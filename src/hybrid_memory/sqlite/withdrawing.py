@@ -1,0 +1,39 @@
+"""Takes back what is shown of an operation that Postgres decided against, where the feed would never replace it."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from hybrid_memory.changes import Kind, Operation
+from hybrid_memory.payloads import carried_relationship
+
+
+def withdraw(connection: sqlite3.Connection, user_no: int | None, beaten: Operation, now_us: int) -> None:
+    """Let a copy no longer show a change that was rejected or superseded, unless a later change lies over it.
+
+    What beat it mostly comes by the feed. Not what the copy had passed already when the operation was laid over it: an
+    erasure, or a tombstone that the load left out. So a row that Postgres never had goes at once; and where the row
+    was another's before, and the user has been erased, the copy is loaded anew.
+    """
+    place = (user_no, beaten.entity_id, beaten.stamp)
+    if beaten.kind is Kind.RELATIONSHIP:
+        row = carried_relationship(beaten.payload).row
+        buried = connection.execute(
+            "update relationships set deleted_at = ?1, updated_at = ?1 where user_no = ?2 and source_id = ?3"
+            " and relationship_type = ?4 and target_id = ?5 and stamp = ?6 and rev = 0",
+            (now_us, user_no, row.source_id, row.relationship_type, row.target_id, beaten.stamp),
+        )
+    else:
+        buried = connection.execute(
+            "update nodes set deleted_at = ?4, updated_at = ?4 where user_no = ?1 and node_id = ?2 and stamp = ?3"
+            " and rev = 0",
+            (*place, now_us),
+        )
+    if buried.rowcount == 0:
+        connection.execute(
+            "update users set complete = 0 where user_no = ?1 and erased_rev > 0 and ("
+            "exists (select 1 from nodes n where n.user_no = ?1 and n.node_id = ?2 and n.stamp = ?3)"
+            " or exists (select 1 from relationships r where r.user_no = ?1 and r.relationship_id = ?2"
+            " and r.stamp = ?3))",
+            place,
+        )

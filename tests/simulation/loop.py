@@ -1,0 +1,245 @@
+"""An event loop whose time is virtual and whose choices are a seed's: what runs next, and how long a step takes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import heapq
+import random
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import suppress
+from contextvars import Context, ContextVar, copy_context
+from typing import Any, Final, TypeVar, TypeVarTuple, Unpack
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+# The longest that one step keeps the loop busy, in seconds of virtual time.
+LONGEST_STEP: Final = 0.0002
+# More steps than any schedule needs by far: something spins.
+MOST_STEPS: Final = 400_000
+KEPT_LINES: Final = 400
+
+
+class Stuck(AssertionError):
+    """Nothing is left to run, or nothing comes to rest."""
+
+
+class Life:
+    """One life of a simulated process. Once it is over, nothing that belongs to it runs again."""
+
+    __slots__ = ("alive", "name")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.alive = True
+
+
+WORLD: Final = Life("world")
+_LIFE: Final[ContextVar[Life]] = ContextVar("life", default=WORLD)
+
+
+def context_of(life: Life) -> Context:
+    """A context in which everything that is begun belongs to that life."""
+    context = copy_context()
+    context.run(_LIFE.set, life)
+    return context
+
+
+class Trace:
+    """What happened, as lines: the last of them for people, all of them as one hash."""
+
+    def __init__(self, loop: SimulatedLoop) -> None:
+        self._loop = loop
+        self._hash = hashlib.blake2b(digest_size=16)
+        self.lines: deque[str] = deque(maxlen=KEPT_LINES)
+
+    def __call__(self, who: str, what: str) -> None:
+        """Note something."""
+        line = f"{self._loop.time():10.6f} {who:>6} {what}"
+        self._hash.update(line.encode())
+        self.lines.append(line)
+
+    def digest(self) -> str:
+        """The hash of all that was noted, and of how many steps there were."""
+        whole = self._hash.copy()
+        whole.update(str(self._loop.steps).encode())
+        return whole.hexdigest()
+
+
+class SimulatedLoop(asyncio.BaseEventLoop):
+    """Runs what is ready in an order of its own, and moves time on when nothing is.
+
+    Callbacks keep their order among themselves and ahead of what became ready after them, as asyncio promises; tasks
+    that are ready at once run in any order. `shuffles` False keeps to the order of asyncio throughout.
+    """
+
+    def __init__(self, chance: random.Random, *, shuffles: bool = True) -> None:
+        self._over = False
+        super().__init__()
+        self._random = chance.random
+        self._shuffles = shuffles
+        self._now = 1_000.0
+        self._ready: deque[tuple[bool, Life, asyncio.Handle]] = deque()
+        self._timers: list[tuple[float, int, Life, asyncio.TimerHandle]] = []
+        self._count = 0
+        self.steps = 0
+        # Kept until the end, so that nothing of a dead process is finalized in the middle of a schedule.
+        self.tasks: list[asyncio.Task[Any]] = []
+        self.errors: list[str] = []
+        self.trace = Trace(self)
+
+    def time(self) -> float:
+        return self._now
+
+    def get_debug(self) -> bool:
+        return False
+
+    def is_closed(self) -> bool:
+        return self._over
+
+    def create_future(self) -> asyncio.Future[Any]:
+        return asyncio.Future(loop=self)
+
+    def create_task(
+        self,
+        coro: Coroutine[Any, Any, T] | Generator[Any, None, T],
+        *,
+        name: object = None,  # noqa: ARG002 - nobody looks
+        context: Context | None = None,
+    ) -> asyncio.Task[T]:
+        task = asyncio.Task(coro, loop=self, context=context)
+        self.tasks.append(task)
+        return task
+
+    def call_soon(
+        self, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.Handle:
+        where = copy_context() if context is None else context
+        handle = asyncio.Handle(callback, args, self, where)
+        is_task = isinstance(getattr(callback, "__self__", None), asyncio.Task)
+        self._ready.append((is_task, where.get(_LIFE, WORLD), handle))
+        return handle
+
+    call_soon_threadsafe = call_soon
+
+    def call_later(
+        self,
+        delay: float,
+        callback: Callable[[Unpack[Ts]], object],
+        *args: *Ts,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        return self.call_at(self._now + delay, callback, *args, context=context)
+
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[[Unpack[Ts]], object],
+        *args: *Ts,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        where = copy_context() if context is None else context
+        handle = asyncio.TimerHandle(when, callback, args, self, where)
+        self._count += 1
+        heapq.heappush(self._timers, (when, self._count, where.get(_LIFE, WORLD), handle))
+        return handle
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """asyncio tells every loop; it is passed over when its time comes."""
+
+    def run_in_executor(
+        self,
+        executor: object,  # noqa: ARG002 - there are no threads here
+        func: Callable[[Unpack[Ts]], T],
+        *args: *Ts,
+    ) -> asyncio.Future[T]:
+        future: asyncio.Future[T] = self.create_future()
+        self.call_later(self.delay(0.002), self._run_for, future, func, args)
+        return future
+
+    def _run_for(self, future: asyncio.Future[T], func: Callable[..., T], args: tuple[object, ...]) -> None:
+        if future.cancelled():
+            return
+        try:
+            result = func(*args)
+        except Exception as error:  # noqa: BLE001 - whoever waits gets it
+            self.call_later(self.delay(0.001), _refuse, future, error)
+        else:
+            self.call_later(self.delay(0.001), _answer, future, result)
+
+    def delay(self, most: float) -> float:
+        """A while, mostly short and now and then as long as may be."""
+        return most * self._random() ** 3
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if error is not None:
+            self.errors.append(f"{context.get('message')}: {error!r}")
+
+    def play(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run until that is done, and give what it returns or raises."""
+        task = self.create_task(work)
+        asyncio._set_running_loop(self)
+        try:
+            while not task.done():
+                self._step()
+        finally:
+            asyncio._set_running_loop(None)
+        return task.result()
+
+    def _step(self) -> None:
+        self.steps += 1
+        if self.steps > MOST_STEPS:
+            raise Stuck(f"no rest after {MOST_STEPS} steps")
+        self._now += LONGEST_STEP * self._random()
+        timers, ready = self._timers, self._ready
+        if not ready:
+            if not timers:
+                raise Stuck("everybody waits, and nothing will come")
+            self._now = max(self._now, timers[0][0])
+        while timers and timers[0][0] <= self._now:
+            _, _, life, timer = heapq.heappop(timers)
+            if life.alive and not timer.cancelled():
+                ready.append((False, life, timer))
+        if ready:
+            life, handle = self._next()
+            if life.alive and not handle.cancelled():
+                handle._run()
+
+    def _next(self) -> tuple[Life, asyncio.Handle]:
+        ready = self._ready
+        if self._shuffles and len(ready) > 1:
+            # Nothing overtakes a callback, which is as likely as not the first word of what comes behind it.
+            choices = next((place for place, one in enumerate(ready, 1) if not one[0]), len(ready))
+            place = int(self._random() * choices)
+            _, life, handle = ready[place]
+            del ready[place]
+        else:
+            _, life, handle = ready.popleft()
+        return life, handle
+
+    def end(self) -> None:
+        """Let go of everything that is left."""
+        self._over = True
+        self._ready.clear()
+        self._timers.clear()
+        for task in self.tasks:
+            if not task.done():
+                # Nobody will ask, and asyncio need not tell.
+                task._log_destroy_pending = False  # type: ignore[attr-defined]
+                with suppress(Exception):
+                    # What it would wait for on its way out never comes, and nobody is there to be told.
+                    task.get_coro().close()
+        self.tasks.clear()
+
+
+def _answer(future: asyncio.Future[T], result: T) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _refuse(future: asyncio.Future[Any], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)

@@ -1,0 +1,297 @@
+"""A simulated process: a real manager on a real file, which can die between any two steps and be opened again."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sqlite3
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import asdict
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from hybrid_memory import HybridMemoryManager, Settings
+from hybrid_memory.clock import IdSource
+from hybrid_memory.connect import Durable, PostgresMode, Tiers
+from hybrid_memory.events import Buried, Event, EventLog, ServiceFailed
+from hybrid_memory.sqlite.accepting import QueueBounds
+from hybrid_memory.sqlite.hot_file import HotFile
+from hybrid_memory.sqlite.orphans import SqliteOrphans
+from hybrid_memory.sqlite.slots import Slot
+from hybrid_memory.testing.history import Entry, Standing
+from tests.simulation.disk import InlineWorker, copy_file, hire
+from tests.simulation.loop import Life, SimulatedLoop, context_of
+from tests.simulation.options import Options
+from tests.simulation.server import Server
+from tests.simulation.wire import Wire
+from tests.support import beneath
+
+NOON_US: Final = 1_779_000_000_000_000
+BOUNDS: Final = QueueBounds(entries=10_000, payload_bytes=2**24)
+
+
+class SkewedClock:
+    """The loop's time, as a process with a clock of its own tells it."""
+
+    def __init__(self, loop: SimulatedLoop, skew_seconds: float) -> None:
+        self._loop = loop
+        self._start_us = NOON_US + round(skew_seconds * 1e6)
+
+    def now_us(self) -> int:
+        return self._start_us + round(self._loop.time() * 1e6)
+
+    def monotonic(self) -> float:
+        return self._loop.time()
+
+
+class Held(Slot):
+    """A slot that nobody else could take: every life has a folder of its own, so there is no lock to give up."""
+
+    def release(self) -> None:
+        return
+
+
+class Ear(EventLog):
+    """Notes events in the trace instead of logging them."""
+
+    def __init__(self, process: Process) -> None:
+        super().__init__(None)
+        self._process = process
+
+    @property
+    def attentive(self) -> bool:
+        return False
+
+    def emit(self, event: Event) -> None:
+        self._process.note(f"{type(event).__name__} {' '.join(map(str, asdict(event).values()))}")
+        if isinstance(event, ServiceFailed):
+            self._process.failures.append(f"{event.service}: {event.error}")
+        if isinstance(event, Buried):
+            self._process.dead_ever.add(event.op_id)
+
+
+class Process:
+    """One data directory and the lives it sees. Its callers are begun anew in each life."""
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        template: Path,
+        loop: SimulatedLoop,
+        server: Server,
+        options: Options,
+        skew_seconds: float,
+        work: Callable[[Process], Coroutine[Any, Any, None]],
+    ) -> None:
+        self.name = name
+        self.loop = loop
+        self.clock = SkewedClock(loop, skew_seconds)
+        self.life = Life(name)
+        self.life.alive = False
+        self.lives = 0
+        self.failures: list[str] = []
+        self.acknowledged: set[str] = set()
+        self.dead_ever: set[str] = set()
+        self._chance = random.Random(f"{name} {options.seed}")
+        self._folder = folder
+        self._server = server
+        self._options = options
+        self._work = work
+        self._ids = IdSource(self.clock, self._chance.getrandbits)
+        self._hired: list[InlineWorker] = []
+        self._manager: HybridMemoryManager | None = None
+        self.file: HotFile | None = None
+        self.queued: frozenset[str] = frozenset()
+        self.dead: frozenset[str] = frozenset()
+        self._deaths = 0
+        copy_file(template, self._place)
+
+    def note(self, what: str) -> None:
+        self.loop.trace(f"{self.name}/{self.lives}", what)
+
+    @property
+    def manager(self) -> HybridMemoryManager | None:
+        """The manager while it is open."""
+        return self._manager if self.life.alive else None
+
+    @property
+    def _place(self) -> Path:
+        return self._folder / f"{self.name}-{self._deaths}" / "slot-00.db"
+
+    def start(self) -> None:
+        """Begin a life, on what the last one left."""
+        self.lives += 1
+        self.life = Life(self.name)
+        self._hired = []
+        self.note("starts")
+        self.in_life(self._live())
+
+    async def _live(self) -> None:
+        slot = Held(number=0, path=self._place, lock_fd=-1)
+        file = await HotFile.open(
+            slot,
+            clock=self.clock,
+            ids=self._ids,
+            bounds=BOUNDS,
+            index_bytes=2**20,
+            hire=partial(hire, self.loop, self._hired),
+        )
+        self.file = file
+        wire = Wire(self._server, self.name, file.opening.client_id, self.clock, hints_lost=self._options.hints_lost)
+        durable = Durable(
+            mode=PostgresMode.EXTERNAL, reason="a model", tier=wire, feed=wire, keep_up=_nothing, close=_nothing
+        )
+        orphans = SqliteOrphans(slot.path.parent, own=file, open_file=_never)
+        manager = HybridMemoryManager(
+            Tiers(data_dir=slot.path.parent, file=file, durable=durable, orphans=orphans, insists=True, temporary=None),
+            settings_for(self._options),
+            self.clock,
+            self._ids,
+            self._chance.random,
+            _everybody,
+            Ear(self),
+        )
+        beneath.staff(manager).start()
+        self._manager = manager
+        await self._work(self)
+
+    def crash(self) -> None:
+        """Die: what runs never goes on; the file and its log stay as of the last commit."""
+        self.note("dies")
+        self._look()
+        left = self._place
+        self._deaths += 1
+        copy_file(left, self._place)
+        self.abandon()
+
+    def _close_readers(self) -> None:
+        if self.file is not None:
+            beneath.let_readers_go(self.file)
+        self.file = None
+
+    async def stop(self) -> None:
+        """Close the manager as a caller of it would."""
+        manager, life = self.manager, self.life
+        if manager is None:
+            return
+        self.note("stops")
+        self._manager = None
+        closing = self.loop.create_task(manager.close(), context=context_of(life))
+        while life.alive and not closing.done():  # noqa: ASYNC110 - a task of a life that ends is never done
+            await asyncio.sleep(0.01)
+        if life.alive:
+            closing.result()
+            self._look_into_file()
+            self.file = None
+            self._end()
+
+    def _end(self) -> None:
+        self.life.alive = False
+        self._manager = None
+        self._server.listeners = {key: one for key, one in self._server.listeners.items() if one[0] != self.name}
+
+    def _look(self) -> None:
+        """Where operations are that are not in Postgres, as of the file's last commit."""
+        for worker in self._hired:
+            if worker.connection is not None and not worker.connection.in_transaction:
+                self._take(worker.connection)
+
+    def _look_into_file(self) -> None:
+        connection = sqlite3.connect(f"file:{self._place}?mode=ro", uri=True)
+        self._take(connection)
+        connection.close()
+
+    def _take(self, connection: sqlite3.Connection) -> None:
+        try:
+            self.queued = frozenset(row[0] for row in connection.execute("select op_id from outbox"))
+            self.dead = frozenset(row[0] for row in connection.execute("select op_id from dead_letters"))
+        except Exception:  # noqa: BLE001 - it died before its file had tables
+            self.queued = self.dead = frozenset()
+
+    def whereabouts(self) -> tuple[frozenset[str], frozenset[str]]:
+        """The operations queued and dead here, by what is committed."""
+        if self.life.alive:
+            self._look()
+        return self.queued, self.dead
+
+    def rows(self) -> dict[tuple[str, str], Standing]:
+        """The live rows of all users; what will expire is left out, for it does so at another time elsewhere."""
+        assert self.file is not None
+        found: dict[tuple[str, str], Standing] = {}
+        point = self.file.database.point
+        for user_id, key, rev, value, row_hash in point.all(
+            "select u.user_id, n.node_id, n.rev, n.summary, n.row_hash from users u join nodes n using (user_no)"
+            " where n.deleted_at is null and n.expires_at is null"
+        ):
+            found[user_id, key] = Standing(rev, value, row_hash)
+        for user_id, key, rev, row_hash in point.all(
+            "select u.user_id, r.relationship_id, r.rev, r.row_hash from users u join relationships r using (user_no)"
+            " where r.deleted_at is null"
+        ):
+            found[user_id, key] = Standing(rev, None, row_hash)
+        return found
+
+    def buried_keys(self) -> set[tuple[str, str]]:
+        """The rows that operations in the dead letters changed, or related to what they changed."""
+        assert self.file is not None
+        return set(self.file.database.point.all("select user_id, entity_id from dead_letters"))
+
+    def wrongly_dead(self, refused: set[str]) -> list[str]:
+        """The operations in the dead letters that neither are among those refused nor depend on one that is dead."""
+        assert self.file is not None
+        letters = self.file.database.point.all(
+            "select op_id, payload from dead_letters where not reason like 'it depends on %'"
+        )
+        return [op_id for op_id, payload in letters if not any(f'"{value}"' in payload for value in refused)]
+
+    def overtaken(self, ledger: Sequence[Entry], accepted_at: Mapping[str, int]) -> list[str]:
+        """Operations that were queued behind one on the same entity when that died, and were applied all the same."""
+        assert self.file is not None
+        point = self.file.database.point
+        letters = point.all("select seq, user_id, entity_id, died_at from dead_letters")
+        client = self.file.opening.client_id
+        return [
+            f"{entry.operation} was queued behind {seq}, which is dead, and was applied"
+            for seq, *place, died_at in letters
+            for entry in ledger
+            if entry.client == client
+            and [entry.user_id, entry.key] == place
+            and entry.seq > seq
+            and accepted_at[entry.operation] < died_at
+        ]
+
+    def abandon(self) -> None:
+        """Let go of the file, whatever state it is in."""
+        self._end()
+        for worker in self._hired:
+            worker.kill()
+        self._close_readers()
+
+    def in_life(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Begin something that dies with this life."""
+        return self.loop.create_task(work, context=context_of(self.life))
+
+
+def settings_for(options: Options) -> Settings:
+    return Settings(
+        batch_size=options.batch_size,
+        poll_interval=timedelta(seconds=options.poll_seconds),
+        drain_on_close=timedelta(seconds=1),
+        sweep_interval=timedelta(seconds=5),
+        refresh_limit=timedelta(seconds=2),
+    )
+
+
+def _everybody(_user_id: str) -> bool:
+    return True
+
+
+async def _nothing() -> None:
+    """Nothing to keep up or to close."""
+
+
+async def _never(_slot: Slot) -> HotFile:
+    raise AssertionError("a process without an adopter takes nobody's file")
