@@ -40,3 +40,23 @@ async def test_a_failover_that_loses_nothing_is_no_more_than_a_short_outage(fail
         rows = await admin.fetch("select content->>'n' as n from memory.nodes order by rev")
         assert [int(row["n"]) for row in rows] == list(range(40))
         assert await admin.fetchval("select left(pg_walfile_name(pg_current_wal_lsn()), 8)") == "00000002"
+
+
+async def test_a_tail_lost_and_a_backup_restored_are_really_gone(failover: Pair) -> None:
+    async def there() -> int:
+        return int(str(await failover.primary.execute("select count(*) from proof")))
+
+    await failover.primary.execute("create table proof (n integer)")
+    await failover.primary.execute("insert into proof values (1)")
+    await failover.catch_up()
+    await failover.lag()
+    await failover.primary.execute("insert into proof values (2)")
+    assert await there() == 2
+    await failover.promote(lose_tail=True)
+    assert await there() == 1
+
+    backup = await failover.primary.backup()
+    await failover.primary.execute("insert into proof values (3)")
+    assert await there() == 2
+    await failover.primary.restore(backup)
+    assert await there() == 1
