@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
+from typing import cast
 
 import aiosqlite
 import pytest
@@ -18,7 +19,7 @@ from tests.support.managers import FACT, contents
 
 
 def end_the_writers_thread(manager: HybridMemoryManager) -> None:
-    connection: OwnedConnection = vars(vars(tiers(manager).file.database)["_writer"])["_connection"]
+    connection = cast("OwnedConnection", vars(vars(tiers(manager).file.database)["_writer"])["_connection"])
     vars(connection)["_tx"].put_nowait((None, lambda: vars(aiosqlite.core)["_STOP_RUNNING_SENTINEL"]))
 
 

@@ -18,6 +18,7 @@ from tests.plugins.postgres import Database
 from tests.support import images
 from tests.support.beneath import tiers
 from tests.support.gate import writers_wait
+from tests.support.hot_files import fresh, hot_file, keyed
 from tests.support.images import FILE
 from tests.support.managers import FACT, Ears, both_tiers_agree, contents, drained, opened
 
@@ -123,6 +124,25 @@ async def test_of_two_users_only_the_one_concerned_is_renumbered_and_nothing_is_
     assert await texts_in_postgres(admin, "bob") == second
     revs = await admin.fetch("select user_id, rev from memory.heads order by user_id")
     assert [tuple(row) for row in revs] == [("ada", LOST + 6), ("bob", 6)]
+
+
+async def test_renumbering_moves_one_users_operations_in_their_order_with_what_they_were_made_on(
+    tmp_path: Path,
+) -> None:
+    async with hot_file(tmp_path) as file:
+        for user_id, text in (("ada", "1"), ("bob", "1"), ("ada", "2"), ("ada", "3")):
+            await file.outbox.accept_node(user_id, keyed("k", text, user_id=user_id))
+        await file.outbox.renumber("ada", covered=1, above=50)
+        await file.outbox.accept_node("ada", keyed("k", "4"))
+        told = [(one.user_id, one.seq, one.base) for one in file.outbox.claim(after_seq=0, limit=10)]
+        # What was sent of Bob's may have been applied under the number that it has.
+        expected = [("ada", 1, 0), ("bob", 2, 0), ("ada", 52, -1), ("ada", 53, -52), ("ada", 54, -53)]
+        assert told == expected
+        assert file.outbox.last_accepted_of("ada") == 54
+    async with hot_file(tmp_path) as file:
+        assert [one.seq for one in file.outbox.claim(after_seq=0, limit=10)] == [1, 2, 52, 53, 54]
+        await file.outbox.accept_node("bob", fresh())
+        assert file.outbox.last_accepted_of("bob") == 55
 
 
 async def test_an_erasure_under_a_number_that_was_used_before_is_done(
