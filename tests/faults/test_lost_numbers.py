@@ -19,7 +19,7 @@ from tests.support import images
 from tests.support.beneath import tiers
 from tests.support.gate import writers_wait
 from tests.support.hot_files import fresh, hot_file, keyed
-from tests.support.images import FILE
+from tests.support.images import FILE, closed_file
 from tests.support.managers import FACT, Ears, both_tiers_agree, contents, drained, opened
 
 LOST = 10
@@ -93,6 +93,20 @@ async def test_a_receipt_given_out_before_the_queue_was_renumbered_stays_good(
         memory = await manager.ensure_user_memories("ada")
         await both_tiers_agree(manager, memory)
     assert await texts_in_postgres(admin) == sorted([*FIRST, "third", "fourth"])
+
+
+async def test_a_file_that_has_lost_all_but_its_tables_still_knows_whose_it_is(tmp_path: Path) -> None:
+    async with HybridMemoryManager.open(postgres="off", data_dir=tmp_path) as manager:
+        client_id = tiers(manager).file.opening.client_id
+        for number in range(LOST):
+            await manager.store_persistent_memory("ada", {"n": number}, FACT)
+    with closed_file(tmp_path) as connection:
+        for table in ("meta", "outbox", "nodes", "users"):
+            connection.execute(f"delete from {table}")
+    ears = Ears()
+    async with HybridMemoryManager.open(postgres="off", data_dir=tmp_path, observer=ears) as manager:
+        assert tiers(manager).file.opening.client_id == client_id
+        assert [(one.first_seq, one.last_seq) for one in ears.all(NumbersMissing)] == [(1, LOST)]
 
 
 async def test_own_writes_are_read_while_their_numbers_are_still_those_of_lost_ones(
