@@ -167,6 +167,22 @@ async def test_what_was_saved_of_a_damaged_file_and_had_been_applied_is_not_appl
     assert await admin.fetchval("select count(*) from memory.nodes where user_id = 'ada'") == 0
 
 
+async def test_what_is_in_the_log_of_a_damaged_file_is_saved_with_it(tmp_path: Path) -> None:
+    async with HybridMemoryManager.open(postgres="off", data_dir=tmp_path / "first") as manager:
+        acks = await store_many(manager, 100)
+        await move_log_into_file(manager)
+        receipts = [await manager.store_persistent_memory("dan", {"n": n}, FACT) for n in range(20)]
+        left = images.image(tmp_path / "first", tmp_path / "left")
+    images.zero_the_middle(left)
+    ears = Ears()
+    async with HybridMemoryManager.open(postgres="off", data_dir=left, observer=ears) as manager:
+        (quarantined,) = ears.all(FileQuarantined)
+        acks += [Ack(seq, "dan", receipt.node_id) for seq, receipt in enumerate(receipts, 101)]
+        saved = await readable(manager, acks)
+        assert set(range(101, 121)) <= saved
+        assert saved | numbers(quarantined.unaccounted) == set(range(1, 121))
+
+
 async def test_what_a_damaged_file_kept_alone_is_saved_too(tmp_path: Path) -> None:
     async with HybridMemoryManager.open(postgres="off", data_dir=tmp_path / "first") as manager:
         receipt = await manager.store_persistent_memory("ada", {"text": "poison"}, FACT)

@@ -18,7 +18,8 @@ from tests.plugins.postgres import Database
 from tests.support import images
 from tests.support.beneath import tiers
 from tests.support.gate import writers_wait
-from tests.support.images import FILE
+from tests.support.hot_files import fresh, hot_file, keyed
+from tests.support.images import FILE, closed_file
 from tests.support.managers import FACT, Ears, both_tiers_agree, contents, drained, opened
 
 LOST = 10
@@ -94,6 +95,20 @@ async def test_a_receipt_given_out_before_the_queue_was_renumbered_stays_good(
     assert await texts_in_postgres(admin) == sorted([*FIRST, "third", "fourth"])
 
 
+async def test_a_file_that_has_lost_all_but_its_tables_still_knows_whose_it_is(tmp_path: Path) -> None:
+    async with HybridMemoryManager.open(postgres="off", data_dir=tmp_path) as manager:
+        client_id = tiers(manager).file.opening.client_id
+        for number in range(LOST):
+            await manager.store_persistent_memory("ada", {"n": number}, FACT)
+    with closed_file(tmp_path) as connection:
+        for table in ("meta", "outbox", "nodes", "users"):
+            connection.execute(f"delete from {table}")
+    ears = Ears()
+    async with HybridMemoryManager.open(postgres="off", data_dir=tmp_path, observer=ears) as manager:
+        assert tiers(manager).file.opening.client_id == client_id
+        assert [(one.first_seq, one.last_seq) for one in ears.all(NumbersMissing)] == [(1, LOST)]
+
+
 async def test_own_writes_are_read_while_their_numbers_are_still_those_of_lost_ones(
     tmp_path: Path, postgres: Database, admin: asyncpg.Connection
 ) -> None:
@@ -123,6 +138,25 @@ async def test_of_two_users_only_the_one_concerned_is_renumbered_and_nothing_is_
     assert await texts_in_postgres(admin, "bob") == second
     revs = await admin.fetch("select user_id, rev from memory.heads order by user_id")
     assert [tuple(row) for row in revs] == [("ada", LOST + 6), ("bob", 6)]
+
+
+async def test_renumbering_moves_one_users_operations_in_their_order_with_what_they_were_made_on(
+    tmp_path: Path,
+) -> None:
+    async with hot_file(tmp_path) as file:
+        for user_id, text in (("ada", "1"), ("bob", "1"), ("ada", "2"), ("ada", "3")):
+            await file.outbox.accept_node(user_id, keyed("k", text, user_id=user_id))
+        await file.outbox.renumber("ada", covered=1, above=50)
+        await file.outbox.accept_node("ada", keyed("k", "4"))
+        told = [(one.user_id, one.seq, one.base) for one in file.outbox.claim(after_seq=0, limit=10)]
+        # What was sent of Bob's may have been applied under the number that it has.
+        expected = [("ada", 1, 0), ("bob", 2, 0), ("ada", 52, -1), ("ada", 53, -52), ("ada", 54, -53)]
+        assert told == expected
+        assert file.outbox.last_accepted_of("ada") == 54
+    async with hot_file(tmp_path) as file:
+        assert [one.seq for one in file.outbox.claim(after_seq=0, limit=10)] == [1, 2, 52, 53, 54]
+        await file.outbox.accept_node("bob", fresh())
+        assert file.outbox.last_accepted_of("bob") == 55
 
 
 async def test_an_erasure_under_a_number_that_was_used_before_is_done(

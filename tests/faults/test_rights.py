@@ -7,6 +7,7 @@ import os
 import pwd
 import stat
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -127,20 +128,15 @@ async def test_a_file_that_is_open_to_others_is_closed_to_them(tmp_path: Path) -
     assert {FILE, f"{FILE}-wal", "slot-00.lock", "slot-00.last"} <= modes.keys()
 
 
-def named(monkeypatch: pytest.MonkeyPatch, kind: str | None) -> None:
-    """Whatever the directory, it is of that kind of file system."""
-
-    def file_system(_directory: Path) -> str | None:
-        return kind
-
-    monkeypatch.setattr(disks, "file_system", file_system)
+def _always(kind: str | None, _directory: Path) -> str | None:
+    return kind
 
 
 @pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs"])
 async def test_a_directory_on_the_network_is_refused_before_anything_is_made_in_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    named(monkeypatch, kind)
+    monkeypatch.setattr(disks, "file_system", partial(_always, kind))
     with pytest.raises(StorageFailed, match=kind) as refused:
         await make(tmp_path / "data")
     assert "local disk" in refused.value.fix
@@ -151,5 +147,5 @@ async def test_a_layered_disk_or_one_that_nothing_is_known_of_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for kind in ("overlay", "9p", "ext4", None):
-        named(monkeypatch, kind)
+        monkeypatch.setattr(disks, "file_system", partial(_always, kind))
         await make(tmp_path)

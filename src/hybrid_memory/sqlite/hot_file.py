@@ -338,7 +338,8 @@ def _meta(connection: sqlite3.Connection) -> dict[str, str]:
 
 def _identify(connection: sqlite3.Connection, ids: IdSource, noted: Noted | None, place: str | None) -> _Identity:
     meta = _meta(connection)
-    client_id = meta.get("client_id") or ids.new()
+    # The side record knows it also of a file that has lost everything, its name included.
+    client_id = meta.get("client_id") or (ids.new() if noted is None else noted.client_id)
     if noted is not None and noted.client_id != client_id:
         noted = None  # of a file that lay here before
     token = ids.new()

@@ -8,6 +8,7 @@ from typing import Final
 
 from hybrid_memory.errors import StorageCorrupt
 from hybrid_memory.sqlite.driver import Driver, configure_reader
+from hybrid_memory.sqlite.salvage import QUEUED, is_sound
 from hybrid_memory.sqlite.side_record import Noted
 
 # "HMem" in ASCII: a file that says otherwise is not ours.
@@ -35,10 +36,18 @@ def inspect_file(path: Path, driver: Driver, noted: Noted | None) -> None:
         finally:
             connection.close()
     except driver.errors as error:
-        failure = driver.translate(error)
+        failure = _damage(error) or driver.translate(error)
         if isinstance(failure, StorageCorrupt) and noted is None and not has_our_name(path):
             raise NotOurs("the file is not a hot tier of hybrid_memory", fix="use another data directory") from None
         raise failure from None
+
+
+def _damage(error: BaseException) -> StorageCorrupt | None:
+    """What an error means that only the file's content can cause, as the statements are right."""
+    # SQLITE_ERROR: a table is not there. None: Python could not read a text.
+    if getattr(error, "sqlite_errorcode", None) in {None, 1}:
+        return StorageCorrupt("the hot-tier file is damaged", fix="`hybrid-memory doctor` says what can be saved")
+    return None
 
 
 def _inspect(connection: sqlite3.Connection, noted: Noted | None) -> None:
@@ -50,16 +59,17 @@ def _inspect(connection: sqlite3.Connection, noted: Noted | None) -> None:
         return
     if application_id != APPLICATION_ID:
         raise NotOurs("the file is not a hot tier of hybrid_memory", fix="use another data directory")
-    (known,) = connection.execute("select count(*) from sqlite_master where name = 'meta'").fetchone()
-    clean = connection.execute("select value from meta where key = 'clean'").fetchone() if known else None
-    if clean != ("1",):
+    (known,) = connection.execute("select count(*) from sqlite_master where name in ('meta', 'outbox')").fetchone()
+    if known and connection.execute("select value from meta where key = 'clean'").fetchone() != ("1",):
         _check_whole(connection)
 
 
 def _check_whole(connection: sqlite3.Connection) -> None:
     # Costs 1 ms per MB, so only after an unclean stop.
     (verdict,) = connection.execute("pragma quick_check(1)").fetchone()
-    if verdict != "ok":
+    # A flipped bit inside a row is no concern of SQLite's. What is only a copy can be loaded again; what is queued
+    # would be sent.
+    if verdict != "ok" or not all(map(is_sound, connection.execute(QUEUED))):
         raise StorageCorrupt("the hot-tier file is damaged", fix="`hybrid-memory doctor` says what can be saved")
 
 

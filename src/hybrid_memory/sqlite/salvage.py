@@ -31,7 +31,7 @@ SCRATCH: Final = {
 }
 """The tables that exist nowhere else besides the queue: their columns, and the order in which their rows lie."""
 
-_ALL: Final = f"select {OPERATION} from outbox"  # noqa: S608 - constants only
+QUEUED: Final = f"select {OPERATION} from outbox"  # noqa: S608 - constants only
 # Numbers whose rows cannot be read are looked for between those that can; so many questions take about a second.
 _MOST_PROBES: Final = 50_000
 PAGE_BYTES: Final = 4096
@@ -131,11 +131,11 @@ class _Reader:
             key: value for key, value in self._from_both_ends("key, value", "meta", "key") if _means(key, value)
         }
         letters = self._from_both_ends(f"{OPERATION}, died_at, sqlstate, reason", "dead_letters", "op_id")
-        found.dead_letters = [row for row in letters if _is_sound(row[:10])]
+        found.dead_letters = [row for row in letters if is_sound(row[:10])]
         for table, (columns, order) in SCRATCH.items():
             found.scratch[table] = self._from_both_ends(columns, table, order)
         rows, holes = self._queue()
-        found.operations = [operation(row) for row in rows if _is_sound(row)]
+        found.operations = [operation(row) for row in rows if is_sound(row)]
         sound = {one.seq for one in found.operations}
         holes += [(row[0], row[0]) for row in rows if row[0] not in sound]
         known = [(row[0], row[0]) for row in letters] + self._decided()
@@ -144,21 +144,23 @@ class _Reader:
 
     def _queue(self) -> tuple[list[SqlRow], Runs]:
         """The rows of the queue in order, and the numbers where none could be read."""
-        top, _ = self._ask(f"{_ALL} order by seq desc limit 1")
+        top, _ = self._ask(f"{QUEUED} order by seq desc limit 1")
         last = max([int(self._found.meta.get("last_seq", "0")), self._noted_seq, *(row[0] for row in top)])
         rows: list[SqlRow] = []
         holes: Runs = []
         waiting = [(1, last)]
         while waiting:
             low, high = waiting.pop()
-            below, failed = self._ask(f"{_ALL} where seq between ? and ? order by seq", low, high)
-            rows += below
-            if not failed:
+            below, failed = self._ask(f"{QUEUED} where seq between ? and ? order by seq", low, high)
+            straight = _straight(below, low, high, 1)
+            rows += straight
+            if not failed and len(straight) == len(below):
                 continue
-            low = below[-1][0] + 1 if below else low
-            above, _ = self._ask(f"{_ALL} where seq between ? and ? order by seq desc", low, high)
-            rows += above
-            high = above[-1][0] - 1 if above else high
+            low = straight[-1][0] + 1 if straight else low
+            above, _ = self._ask(f"{QUEUED} where seq between ? and ? order by seq desc", low, high)
+            straight = _straight(above, high, low, -1)
+            rows += straight
+            high = straight[-1][0] - 1 if straight else high
             self._probes += 1
             if low == high or self._probes > _MOST_PROBES:
                 holes.append((low, high))
@@ -196,6 +198,17 @@ class _Reader:
         return rows, False
 
 
+def _straight(rows: list[SqlRow], first: int, last: int, step: int) -> list[SqlRow]:
+    """The rows from the first on whose numbers go one way within bounds: in a damaged tree some come anywhere."""
+    straight: list[SqlRow] = []
+    for row in rows:
+        if not isinstance(row[0], int) or (row[0] - first) * step < 0 or (last - row[0]) * step < 0:
+            break
+        straight.append(row)
+        first = row[0] + step
+    return straight
+
+
 def _means(key: object, value: object) -> bool:
     """Whether a value of `meta` can be what was written under its key."""
     try:
@@ -213,17 +226,27 @@ def _means(key: object, value: object) -> bool:
     return isinstance(key, str) and isinstance(value, str)
 
 
-def _is_sound(row: SqlRow) -> bool:
+def is_sound(row: SqlRow) -> bool:
     """Whether an operation is as it was written: the row that it carries has the hash that it says."""
     try:
         one = operation(row)
+        members = cast("dict[str, object]", orjson.loads(one.payload))
+        if members.get("user_id", one.user_id) != one.user_id:
+            return False
+        says = one.entity_id, one.stamp, one.accepted_at
         match one.kind:
             case Kind.NODE:
                 carried = carried_node(one.payload).row
-                return node_hash(carried) == carried.row_hash and carried.node_id == one.entity_id
+                return (
+                    says == (carried.node_id, carried.stamp, carried.updated_at)
+                    and node_hash(carried) == carried.row_hash
+                )
             case Kind.RELATIONSHIP:
                 edge = carried_relationship(one.payload).row
-                return relationship_hash(edge) == edge.row_hash and edge.relationship_id == one.entity_id
+                return (
+                    says == (edge.relationship_id, edge.stamp, edge.updated_at)
+                    and relationship_hash(edge) == edge.row_hash
+                )
             case Kind.ERASE:
                 return one.entity_id == one.user_id
     except (ValueError, TypeError, KeyError, AttributeError):
