@@ -50,10 +50,8 @@ class HybridMemoryManager:
         persistent: PersistentUsers,
         events: EventLog,
     ) -> None:
-        self._tiers = tiers
-        self._settings = settings
-        self._clock = clock
-        self._ids = ids
+        self._tiers, self._settings = tiers, settings
+        self._clock, self._ids = clock, ids
         self._persistent = persistent
         self._open_users: dict[str, None] = {}
         self._progressed = asyncio.Event()

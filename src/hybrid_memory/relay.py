@@ -64,6 +64,7 @@ class Relay:
         self._after_seq = 0
         # Users with operations at or below _after_seq that still wait.
         self._left_behind: set[str] = set()
+        self._last_reached = ""
         # What was carried of such users from beyond _after_seq, not to be carried again when the tail gets there.
         self._ahead: set[int] = set()
 
@@ -185,13 +186,20 @@ class Relay:
         full: set[str] = set()
         # One who was set aside since is looked for from the start when that is over.
         revisited = {user_id for user_id in self._left_behind if not self._caution.is_aside(user_id)}
-        for user_id in sorted(revisited):
-            theirs = self._outbox.claim(after_seq=0, limit=limit, user_id=user_id)
-            found += theirs
-            if len(theirs) >= limit:
-                full.add(user_id)
-            if len(found) >= limit:
+        # Of many operations on one row only one goes at a time: they may not take the places of everybody else.
+        half = (limit + 1) // 2
+        share = max(1, half // max(1, len(revisited)))
+        reached: set[str] = set()
+        # In turn: were it always from the first, the last of many would never be reached.
+        for user_id in sorted(revisited, key=lambda user_id: (user_id <= self._last_reached, user_id)):
+            if len(found) >= half:
                 break
+            reached.add(user_id)
+            self._last_reached = user_id
+            theirs = self._outbox.claim(after_seq=0, limit=share, user_id=user_id)
+            found += theirs
+            if len(theirs) >= share:
+                full.add(user_id)
         tail: list[Operation] = []
         exhausted = False
         if len(found) < limit:
@@ -214,9 +222,8 @@ class Relay:
                 found.append(operation)
         batch, waiting = cut(found)
         self._ahead |= {operation.seq for operation in batch if operation.seq > self._after_seq}
-        served = {operation.user_id for operation in found}
         # Users revisited but not reached this time keep their place.
-        self._left_behind = waiting | full | passed_over | (revisited - served if len(found) >= limit else set())
+        self._left_behind = waiting | full | passed_over | (revisited - reached)
         return batch, bool(self._left_behind) or not exhausted
 
     def _may_go(self, user_id: str) -> bool:
