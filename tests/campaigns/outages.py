@@ -134,7 +134,9 @@ async def failovers(*, seconds: float, seed: int, lose_tail: bool) -> list[Tally
         async def inject(turn: Turn) -> None:
             async with (
                 failing_over() as pair,
-                under_load(pair.dsn, lambda: pair.admin_dsn, folder / str(turn.number), turn.tally) as load,
+                under_load(
+                    pair.dsn, lambda: pair.admin_dsn, folder / str(turn.number), turn.tally, rewound=lose_tail
+                ) as load,
             ):
                 await load.probe()
                 while not turn.over():

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 from hybrid_memory import HybridMemoryManager, Receipt, Status
+from hybrid_memory.embedded.binaries import usable_programs
+from hybrid_memory.embedded.place import server_account
 from hybrid_memory.events import Rewritten
 from hybrid_memory.health import Condition
 from hybrid_memory.testing.failover import Pair
-from tests.plugins.postgres import connected
+from hybrid_memory.testing.postgres import short_folder
+from tests.faults.conftest import Sick
+from tests.plugins.postgres import Database, connected
 from tests.support.beneath import tiers
 from tests.support.managers import BRISK, FACT, Ears, both_tiers_agree, contents, drained, opened
 from tests.support.waiting import eventually, until
@@ -175,6 +180,52 @@ async def test_a_failover_that_lost_nothing_queues_nothing_again(failover: Pair,
         assert ears.all(Rewritten) == []
         await stored(manager, "ada", 5)
     assert await numbers_at(failover, "ada") == list(range(6))
+
+
+async def test_what_was_stored_since_a_backup_comes_back_when_the_backup_has_taken_the_servers_place(
+    sick: Sick, tmp_path: Path
+) -> None:
+    ears = Ears()
+    async with opened(sick.database, tmp_path / "data", ears=ears) as manager:
+        memory = await manager.ensure_user_memories("ada")
+        await stored(manager, "ada", 1, 2)
+        backup = await sick.server.backup()
+        await stored(manager, "ada", 3, 4)
+        await memory.store({"n": 20}, context_type=FACT, key="k2", wait=SECONDS)
+        await sick.server.restore(backup)
+        # Cluster and timeline are as they were: that its past is shorter than ours is all that tells.
+        assert (await ears.hear(Rewritten, seconds=SECONDS))[0].queued_again == 3
+        await drained(manager)
+        await both_tiers_agree(manager, memory)
+    async with connected(sick.database.admin_dsn) as admin:
+        rows = await admin.fetch("select (content->>'n')::int as n from memory.nodes where deleted_at is null")
+        assert sorted(row["n"] for row in rows) == [1, 3, 4, 20]
+
+
+async def test_what_was_stored_since_a_dump_comes_back_when_the_database_was_made_of_it(
+    postgres: Database, tmp_path: Path
+) -> None:
+    async with opened(postgres, tmp_path / "data") as manager:
+        await stored(manager, "ada", 1)
+        with short_folder() as folder:
+            run("pg_dump", "--format=custom", f"--file={folder}/dump", postgres.admin_dsn)
+            await stored(manager, "ada", 2)
+            since = lineage(manager)
+            await manager.close()
+            async with connected(postgres.server.admin_dsn()) as admin:
+                await admin.execute(f"drop database {postgres.name} with (force)")
+                await admin.execute(f"create database {postgres.name}")
+            run("pg_restore", f"--dbname={postgres.admin_dsn}", f"{folder}/dump")
+    async with opened(postgres, tmp_path / "data") as manager:
+        await restored(manager, since)
+        memory = await manager.ensure_user_memories("ada")
+        await both_tiers_agree(manager, memory)
+        assert {str(found["n"]) for found in (await contents(memory)).values()} == {"1", "2"}
+
+
+def run(program: str, *arguments: str) -> None:
+    account = server_account()
+    subprocess.run([usable_programs(account) / program, *arguments], check=True, capture_output=True)
 
 
 async def test_health_says_how_much_is_still_to_be_compared(failover: Pair, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -61,12 +62,13 @@ class Lane:
         self.number += 1
         about = {"user": self.memory.user_id, "deed": deed, "on": on, "n": self.number}
         self.say(at="try", **about)
+        wait, began = self.waits[self.number % len(self.waits)], time.monotonic()
         try:
-            receipt = await write(self.waits[self.number % len(self.waits)])
+            receipt = await write(wait)
         except NotFound:
             self.say(at="refused", **about)
             return None
-        self.say(at="ok", **about)
+        self.say(at="ok", over=round(time.monotonic() - began - wait, 3), **about)
         return receipt.node_id
 
     async def keyed(self) -> None:

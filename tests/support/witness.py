@@ -51,6 +51,7 @@ class Witness:
     acknowledged: dict[str, set[tuple[str, str, str]]] = field(default_factory=dict[str, "set[tuple[str, str, str]]"])
     acks: int = 0
     tries: int = 0
+    slowest_call_s: float = 0.0
 
     def hear(self, line: bytes) -> str:
         """Take in a line of a worker; gives what it is about."""
@@ -61,6 +62,7 @@ class Witness:
         user, deed, on, number = str(said["user"]), str(said["deed"]), str(said["on"]), int(str(said["n"]))
         self.tries += at == "try"
         self.acks += at == "ok"
+        self.slowest_call_s = max(self.slowest_call_s, float(str(said.get("over", 0.0))))
         if deed in {"store", "delete"}:
             self._hear_of_key(at, self.keys.setdefault((user, on), Told()), number if deed == "store" else None)
         elif at != "refused":
@@ -78,8 +80,11 @@ class Witness:
             case _:
                 told.left.pop()  # refused: it did nothing
 
-    async def judge(self, durable: asyncpg.Connection, *, operations: int) -> Verdict:
-        """Hold everything heard against Postgres. `operations` is how many numbers the queue ever gave out."""
+    async def judge(self, durable: asyncpg.Connection, *, operations: int | None) -> Verdict:
+        """Hold everything heard against Postgres.
+
+        `operations` is how many numbers the queue ever gave out, None where the server has lost some of its past.
+        """
         verdict = Verdict()
         await self._judge_keys(durable, verdict)
         await self._judge_marks(durable, verdict)
@@ -87,6 +92,8 @@ class Witness:
         await self._judge_fields(durable, verdict)
         await _judge_order(durable, verdict)
         revs: int = await durable.fetchval("select coalesce(sum(rev), 0)::bigint from memory.heads")
+        if operations is None:
+            return verdict
         if revs < operations:
             verdict.lost.append(f"{operations} operations were queued, {revs} revisions taken")
         if revs > operations:

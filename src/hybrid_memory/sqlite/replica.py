@@ -136,7 +136,9 @@ class SqliteReplica:
         restored = 0
         if former is not None:
             if self._is_in_doubt(connection, head):
-                restored = self._restoration.restore(connection, head.user_id, former=former, loaded=generation)
+                restored = self._restoration.restore(
+                    connection, head.user_id, former=former, loaded=generation, done_seq=head.done_seq
+                )
             else:
                 self._carry_over(connection, former, generation, head)
             connection.execute("insert into generations (user_no) values (?)", (former,))

@@ -11,13 +11,14 @@ from hybrid_memory.payloads import node_payload, relationship_payload
 from hybrid_memory.sqlite.accepting import newest_own
 from hybrid_memory.sqlite.ledger import Ledger
 from hybrid_memory.sqlite.rows import find_node, find_relationship
+from hybrid_memory.sqlite.verdicts import revisions_behind
 
 # What has expired is gone for good, and what Postgres never took is in the dead letters.
 _LOST_NODES: Final = """
     select o.node_id from nodes o
     left join nodes n on n.user_no = :loaded and n.node_id = o.node_id
-    where o.user_no = :former and (n.row_id is null or n.stamp < o.stamp)
-      and (o.expires_at is null or o.expires_at > :now_us)
+    where o.user_no = :former and (o.expires_at is null or o.expires_at > :now_us)
+      and (n.row_id is null or n.stamp < o.stamp or o.entity_system is not null and n.row_hash <> o.row_hash)
       and not exists (select 1 from dead_letters d where d.user_id = :user_id and d.entity_id = o.node_id)
     order by o.stamp
 """
@@ -36,19 +37,28 @@ class Restoration:
 
     A row goes as it stands here, under its own stamp and on what stands there, so two processes that restore the same
     row agree, and what was written after the loss is decided by the merge rules like any other conflict.
+
+    An entity may have been merged into since, without what was lost: then it is newer there and lacks fields all the
+    same. It is merged again if an operation of this file, known by its receipt, was lost that made it what it is here,
+    or if only such operations made it newer as were merged here as well. A field that others had removed meanwhile
+    stays removed otherwise.
     """
 
     def __init__(self, ledger: Ledger, enqueue: Callable[[Operation], Operation]) -> None:
         self._ledger = ledger
         self._enqueue = enqueue
 
-    def restore(self, connection: sqlite3.Connection, user_id: str, *, former: int, loaded: int) -> int:
-        """Queue what the generation `former` has and `loaded` lacks; returns how many operations that took."""
+    def restore(self, connection: sqlite3.Connection, user_id: str, *, former: int, loaded: int, done_seq: int) -> int:
+        """Queue what the generation `former` has and `loaded` lacks; returns how many operations that took.
+
+        `done_seq` is the last number of this file's queue that the server knows of.
+        """
+        lost_revs = revisions_behind(connection, done_seq)
         asked = {"user_id": user_id, "former": former, "loaded": loaded, "now_us": self._ledger.now_us()}
         count = 0
         for (node_id,) in connection.execute(_LOST_NODES, asked).fetchall():
             kept, standing = find_node(connection, former, node_id), find_node(connection, loaded, node_id)
-            if kept is not None:
+            if kept is not None and _is_missing(kept[1], standing[1] if standing else None, lost_revs):
                 count += self._restore_node(connection, user_id, kept[1], standing[1] if standing else None)
         for ends in connection.execute(_LOST_RELATIONSHIPS, asked).fetchall():
             edge, other = find_relationship(connection, former, *ends), find_relationship(connection, loaded, *ends)
@@ -66,8 +76,11 @@ class Restoration:
         was_live = standing is not None and standing.deleted_at is None
         is_live = kept.deleted_at is None
         patch = None
+        seen = standing
         if is_live and kept.entity_system is not None:
-            patch = patch_between(standing.content if standing is not None and was_live else "{}", kept.content)
+            if standing is not None and standing.stamp > kept.stamp:
+                seen = None  # to be merged with what stands, not to take its place
+            patch = patch_between(seen.content if seen is not None and was_live else "{}", kept.content)
         self._queue(
             connection,
             user_id,
@@ -75,7 +88,7 @@ class Restoration:
             kept.node_id,
             kept.stamp,
             node_payload(user_id, kept, rule=Rule.REPLACE if patch is None else Rule.MERGE, patch=patch),
-            base=-own or (standing.rev if standing else 0),
+            base=-own or (seen.rev if seen else 0),
             # What is queued already makes of it what it is here.
             delta=0 if own else is_live - was_live,
         )
@@ -126,3 +139,10 @@ class Restoration:
                 accepted_at=self._ledger.now_us(),
             )
         )
+
+
+def _is_missing(kept: NodeRow, standing: NodeRow | None, lost_revs: frozenset[int]) -> bool:
+    if standing is None or standing.stamp < kept.stamp:
+        return True
+    # An entity with another content.
+    return standing.deleted_at is None and (standing.stamp == kept.stamp or kept.rev in lost_revs)

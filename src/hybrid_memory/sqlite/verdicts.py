@@ -40,3 +40,14 @@ def kept_verdict(reader: PointReader, seq: int) -> tuple[Verdict, int | None] | 
             if number == seq:
                 return Verdict(verdict), rev
     return None
+
+
+def revisions_behind(connection: sqlite3.Connection, seq: int) -> frozenset[int]:
+    """The revisions, of whichever user, that operations behind a number were given, as far as it is written down."""
+    rows = connection.execute("select decided from receipts where last_seq > ?", (seq,)).fetchall()
+    return frozenset(
+        rev
+        for (decided,) in cast("list[tuple[str]]", rows)
+        for number, rev, _ in cast("list[tuple[int, int | None, str]]", orjson.loads(decided))
+        if number > seq and rev is not None
+    )
