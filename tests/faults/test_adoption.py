@@ -204,7 +204,7 @@ async def test_an_erasure_left_behind_is_carried_and_obeyed_here(
     assert left_in(1, data) == 0
 
 
-@pytest.mark.parametrize("fault", ["not a database", "damaged", "of a later version"])
+@pytest.mark.parametrize("fault", ["not a database", "of a later version"])
 async def test_a_file_beyond_use_is_reported_once_and_keeps_no_other_waiting(
     postgres: Database, admin: asyncpg.Connection, data: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
@@ -231,6 +231,17 @@ async def test_a_file_beyond_use_is_reported_once_and_keeps_no_other_waiting(
         await ears.hear(Adopted, times=2)
     assert await numbers_of(admin, "bo") == await numbers_of(admin, "cy") == list(range(5))
     assert await numbers_of(admin, "ada") == []
+
+
+async def test_the_queue_of_a_damaged_file_is_saved_and_carried(
+    postgres: Database, admin: asyncpg.Connection, data: Path
+) -> None:
+    await leave_behind(1, data, ada=200)
+    spoil(slot_path(data, 1), data, "damaged")
+    ears = Ears()
+    async with opened(postgres, data, ears=ears):
+        assert await ears.hear(Adopted) == [Adopted(slot=1, operations=200)]
+    assert await numbers_of(admin, "ada") == list(range(200))
 
 
 async def test_a_queue_that_postgres_refuses_for_now_keeps_no_other_waiting(
@@ -390,4 +401,4 @@ async def test_who_asks_for_one_slot_or_has_no_postgres_adopts_nothing(postgres:
         assert "adopter" not in (await manager.health()).services
     async with HybridMemoryManager.open(data_dir=data, postgres="off") as manager:
         assert "adopter" not in (await manager.health()).services
-        assert [service.name for service in staff(manager).services] == ["sweeper"]
+        assert [service.name for service in staff(manager).services] == ["sweeper", "sentinel"]

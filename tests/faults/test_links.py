@@ -6,6 +6,7 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -92,7 +93,7 @@ async def test_a_black_hole_ends_a_call_at_its_deadline_and_the_next_one_after_i
     took = [await seconds_until_unreachable(asked(link)) for _ in range(3)]  # on a connection, and while connecting
     assert max(took) < DEADLINE.total_seconds() + SLACK_SECONDS
     await proxy.heal()
-    assert await asked(link) == 42
+    await eventually(lambda: answers(link))  # after a failure a moment passes before the next try
     await link.close()
 
 
@@ -117,7 +118,7 @@ async def test_bytes_that_trickle_do_not_put_off_a_deadline(proxy: Proxy) -> Non
     proxy.weather = Weather.trickle()
     assert await seconds_until_unreachable(asked(link)) < DEADLINE.total_seconds() + SLACK_SECONDS
     await proxy.heal()
-    assert await asked(link) == 42
+    await eventually(lambda: answers(link))  # after a failure a moment passes before the next try
     await link.close()
 
 
@@ -174,7 +175,13 @@ async def test_a_hundred_who_wait_for_a_black_hole_do_not_wait_one_after_the_oth
     # The call under way, and one vain attempt to connect.
     assert time.monotonic() - began < 2 * DEADLINE.total_seconds() + 2 * SLACK_SECONDS
     await proxy.heal()
-    assert await feed.heads(["ada"]) == []
+
+    async def reached() -> bool:
+        with suppress(Unreachable):
+            return await feed.heads(["ada"]) == []
+        return False
+
+    await eventually(reached)
     await feed.close()
 
 
@@ -260,7 +267,7 @@ async def test_a_refusing_address_and_one_that_nobody_knows_are_unreachable_at_o
     link = Link(hurried(tcp_proxy), PURPOSE)
     assert await seconds_until_unreachable(asked(link)) < DEADLINE.total_seconds() + SLACK_SECONDS
     await tcp_proxy.heal()
-    assert await asked(link) == 42
+    await eventually(lambda: answers(link))
     await link.close()
     nowhere = Link(PostgresSettings(dsn="postgresql://nobody@nowhere.invalid/none"), PURPOSE)
     with pytest.raises(HybridMemoryError) as unknown:

@@ -20,6 +20,8 @@ from tests.plugins.postgres import Database, connected
 from tests.support.managers import FACT, Ears, both_tiers_agree, drained, head_rev, opened
 from tests.support.waiting import eventually, until
 
+pytestmark = pytest.mark.usefixtures("one_place")
+
 SECONDS = 20.0
 
 

@@ -94,8 +94,8 @@ ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a f
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (close_directory, "cannot use the data directory"),
-        (close_lock, "cannot use the data directory"),
+        (close_directory, "cannot use the lock of a slot"),
+        (close_lock, "cannot use the lock of a slot"),
         (close_file, "may not be read and written"),
         pytest.param(give_file_to_root, "belongs to another user", marks=ROOT_ONLY),
     ],

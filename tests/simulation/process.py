@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import sqlite3
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -49,8 +50,11 @@ class SkewedClock:
 class Held(Slot):
     """A slot that nobody else could take: every life has a folder of its own, so there is no lock to give up."""
 
-    def release(self) -> None:
-        return
+    @classmethod
+    def of(cls, path: Path) -> Held:
+        """A slot with a lock file of its own."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return cls(number=0, path=path, lock_fd=os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600))
 
 
 class Ear(EventLog):
@@ -104,6 +108,7 @@ class Process:
         self._hired: list[InlineWorker] = []
         self._manager: HybridMemoryManager | None = None
         self.file: HotFile | None = None
+        self._slot: Held | None = None
         self.queued: frozenset[str] = frozenset()
         self.dead: frozenset[str] = frozenset()
         self._deaths = 0
@@ -130,7 +135,7 @@ class Process:
         self.in_life(self._live())
 
     async def _live(self) -> None:
-        slot = Held(number=0, path=self._place, lock_fd=-1)
+        slot = self._slot = Held.of(self._place)
         file = await HotFile.open(
             slot,
             clock=self.clock,
@@ -185,7 +190,7 @@ class Process:
         if life.alive:
             closing.result()
             self._look_into_file()
-            self.file = None
+            self.file = self._slot = None
             self._end()
 
     def _end(self) -> None:
@@ -269,6 +274,9 @@ class Process:
         for worker in self._hired:
             worker.kill()
         self._close_readers()
+        if self._slot is not None:
+            self._slot.release()
+            self._slot = None
 
     def in_life(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Begin something that dies with this life."""
