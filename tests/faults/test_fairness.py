@@ -12,8 +12,8 @@ from hybrid_memory import Backpressure, HybridMemoryManager, Settings, Status
 from tests.plugins.postgres import Database
 from tests.support.managers import BRISK, FACT, both_tiers_agree, drained, head_rev, opened
 
-USERS = 300
-BOUND = 2_000
+USERS = 150
+BOUND = 400
 SECONDS = 20.0
 # The promise is one second; the machine may be busy with other things.
 LONGEST_SECONDS = 5.0

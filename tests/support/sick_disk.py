@@ -188,6 +188,8 @@ def _wrong_after(ends: Ends, after: Ends) -> list[str]:
 def _wrong_in_the_file(ends: Ends, folder: Path) -> list[str]:
     verdict = Verdict()
     with closing(sqlite3.connect(folder / FILE, isolation_level=None)) as connection:
+        if connection.execute("select 1 from sqlite_master where name = 'outbox'").fetchone() is None:
+            return ["the file has no tables"]
         judge_whole(connection, verdict)
         judge_pairs(connection, verdict)
         judge_numbers(connection, verdict)

@@ -8,6 +8,7 @@ from typing import Final
 
 from hybrid_memory.errors import StorageCorrupt
 from hybrid_memory.sqlite.driver import Driver, configure_reader
+from hybrid_memory.sqlite.peek import is_unborn
 from hybrid_memory.sqlite.salvage import QUEUED, is_sound
 from hybrid_memory.sqlite.side_record import Noted
 
@@ -27,6 +28,8 @@ def inspect_file(path: Path, driver: Driver, noted: Noted | None) -> None:
     """
     if not path.exists():
         raise StorageCorrupt("the local file is gone", fix="`hybrid-memory doctor` says what can be saved")
+    if noted is None and is_unborn(path):
+        return
     try:
         connection = driver.connect(path, read_only=True)
         try:

@@ -13,7 +13,7 @@ from hybrid_memory.errors import HybridMemoryError, SchemaMismatch, StorageCorru
 from hybrid_memory.messages import LeftBehind
 from hybrid_memory.sqlite.binding import UNBOUND, Binding, read_binding
 from hybrid_memory.sqlite.hot_file import HotFile
-from hybrid_memory.sqlite.peek import has_tables, peeked
+from hybrid_memory.sqlite.peek import has_tables, is_unborn, peeked
 from hybrid_memory.sqlite.slots import Slot, existing_slots, slot_path, try_slot
 
 # What only a person, or another version of the program, can mend: not tried again until the file is another.
@@ -110,7 +110,7 @@ class SqliteOrphans:
             return None
         try:
             mark = _mark(taken.path)
-            if mark.file is None:
+            if mark.file is None or is_unborn(taken.path):
                 return None
             try:
                 with peeked(self._driver, taken.path) as connection:

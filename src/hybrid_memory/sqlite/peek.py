@@ -38,6 +38,14 @@ def has_tables(connection: sqlite3.Connection) -> bool:
     return bool(tables)
 
 
+def is_unborn(path: Path) -> bool:
+    """Whether its maker died while it made the file: before all else that switches from a journal to a log.
+
+    Nothing was ever in it, and only who writes can undo what the journal tells of.
+    """
+    return path.with_name(f"{path.name}-journal").exists()
+
+
 def _has_log(path: Path) -> bool:
     try:
         return path.with_name(f"{path.name}-wal").stat().st_size > 0
