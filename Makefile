@@ -9,6 +9,7 @@
 
 PYTHON ?=
 ARGS ?=
+JOBS ?= 3
 BENCH ?= read_path write_path preload outage feed
 
 VENV := .venv
@@ -47,7 +48,7 @@ imports: $(DEV_STAMP)
 
 tests: $(DEV_STAMP)
 	@echo "tests"
-	@$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal --cov --cov-report=term $(ARGS)
 
 # What meets Postgres as the application does, with PgBouncer in transaction mode in between.
 pooler: $(DEV_STAMP)
