@@ -55,7 +55,7 @@ async def settled(file: HotFile, batch: BatchApplied) -> None:
 async def show(file: HotFile, rev: int, *, erased_rev: int) -> None:
     generation = await file.replica.begin_load(head(rev, erased_rev=erased_rev))
     assert generation is not None
-    assert await file.replica.show_load(generation, complete=True)
+    assert await file.replica.show_load(generation, complete=True) is not None
 
 
 @pytest.mark.parametrize("verdict", [Verdict.REJECTED, Verdict.SUPERSEDED])
@@ -98,7 +98,7 @@ async def test_a_copy_that_showed_a_row_rejected_for_an_erasure_is_loaded_anew(f
     generation = await file.replica.begin_load(head(6, erased_rev=ERASED))
     assert generation is not None
     await file.replica.add_nodes(generation, [node_from_postgres(keyed("tea", "since"), 6, stamp=1)])
-    assert await file.replica.show_load(generation, complete=True)
+    assert await file.replica.show_load(generation, complete=True) is not None
     await settled(file, decided(file, Verdict.REJECTED))
     cursor = file.hot.cursor("ada")
     assert cursor is not None
@@ -127,7 +127,7 @@ async def test_a_load_on_its_way_when_its_user_is_evicted_is_never_shown(file: H
     generation = await file.replica.begin_load(head(6))
     assert generation is not None
     assert await file.replica.evict("ada")
-    assert not await file.replica.show_load(generation, complete=True)
+    assert await file.replica.show_load(generation, complete=True) is None
     assert file.hot.cursor("ada") is None
 
 
