@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from contextlib import ExitStack
 from queue import SimpleQueue
-from typing import Any, cast
+from typing import cast
 
 from hybrid_memory import HybridMemoryManager
 from hybrid_memory.connect import Tiers
 from hybrid_memory.sqlite.driver import choose_driver
 from hybrid_memory.sqlite.hot_file import HotFile
 from hybrid_memory.sqlite.search_index import SearchIndexes
+from hybrid_memory.sqlite.writer import Hooks
 from hybrid_memory.staff import Staff
 
 
@@ -38,9 +40,9 @@ def connections(file: HotFile) -> list[sqlite3.Connection]:
     resting = [scanners.get_nowait() for _ in range(scanners.qsize())]
     for scanner in resting:
         scanners.put(scanner)
-    writing: Any = vars(database["_writer"])["_connection"]
-    reading: Any = vars(file.database.point)["_connection"]
-    return [vars(writing)["_connection"], reading, *resting]
+    writer = cast("dict[str, object]", vars(vars(database["_writer"])["_connection"]))
+    reader = cast("dict[str, object]", vars(file.database.point))
+    return [*(cast("sqlite3.Connection", one["_connection"]) for one in (writer, reader)), *resting]
 
 
 def is_open(connection: sqlite3.Connection) -> bool:
@@ -49,3 +51,15 @@ def is_open(connection: sqlite3.Connection) -> bool:
         return connection.total_changes >= 0
     except choose_driver().module.Error:
         return False
+
+
+def after_each_commit(file: HotFile, look: Callable[[], None]) -> None:
+    """From now on, call `look` on the writer's thread after each of its commits, before anybody hears of it."""
+    hooks = cast("Hooks", vars(vars(file.database)["_writer"])["_hooks"])
+    publication = hooks.after_commit
+
+    def looked() -> Callable[[], None]:
+        look()
+        return publication()
+
+    hooks.after_commit = looked
