@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import sqlite3
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,8 +50,18 @@ class SkewedClock:
 class Held(Slot):
     """A slot that nobody else could take: every life has a folder of its own, so there is no lock to give up."""
 
+    @property
+    def lock_path(self) -> Path:
+        return Path(os.devnull)
+
     def release(self) -> None:
         return
+
+
+@cache
+def lock_of_nothing() -> int:
+    """The descriptor that stands for a lock; one for all, as lives end without a word."""
+    return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
 
 class Ear(EventLog):
@@ -130,7 +141,7 @@ class Process:
         self.in_life(self._live())
 
     async def _live(self) -> None:
-        slot = Held(number=0, path=self._place, lock_fd=-1)
+        slot = Held(number=0, path=self._place, lock_fd=lock_of_nothing())
         file = await HotFile.open(
             slot,
             clock=self.clock,
