@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tests.planted.bug import Bug
 from tests.planted.catalogue import BUGS
-from tests.planted.tree import FAILED, PASSED, copied, run_seeds, run_tests
+from tests.planted.tree import FAILED, PASSED, SIMULATION, copied, run_seeds, run_tests
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +115,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     missed = [one for one in outcomes if not one.caught_by]
     for one in missed:
         say(f"not caught: {one.number} {one.bug} {one.trouble}")
-    say(f"{len(outcomes) - len(missed)} of {len(outcomes)} caught")
+    reached = sum(bool(bug.seeds) for bug in bugs)
+    by_seed = sum(any(catcher.startswith(SIMULATION) for catcher, _ in one.caught_by) for one in outcomes)
+    say(
+        f"{len(outcomes) - len(missed)} of {len(outcomes)} caught; the simulation found {by_seed} of {reached} in its reach"
+    )
     if asked.json is not None:
         asked.json.write_text(json.dumps([asdict(one) for one in outcomes], indent=1), encoding="utf-8")
     return 1 if missed else 0

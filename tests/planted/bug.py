@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+
+SEEDS: Final = "0..400"
+"""The schedules of the simulation that a bug within its reach is looked for in: real product code, a model of Postgres."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tests.planted.bug import Bug, Edit
+from tests.planted.bug import SEEDS, Bug, Edit
 
 _DECIDED: Final = "faults/test_decided_against.py"
 _FILTERS: Final = "integration/test_filters_on_sqlite.py"
@@ -89,6 +89,7 @@ COPIES: Final = (
             ),
         ),
         caught_by=("contract/test_replica.py::test_the_rows_of_a_difference_and_its_cursor_come_with_one_commit",),
+        seeds=SEEDS,
     ),
     Bug(
         number="12",
@@ -150,6 +151,7 @@ COPIES: Final = (
             ),
         ),
         caught_by=(f"{_DECIDED}::test_an_operation_on_its_way_is_sent_with_the_erasures_known_when_it_was_claimed",),
+        seeds=SEEDS,
     ),
     Bug(
         number="28",
@@ -162,6 +164,7 @@ COPIES: Final = (
             ),
         ),
         caught_by=("unit/test_clock.py", "faults/test_clock_jumps.py"),
+        seeds=SEEDS,
     ),
     Bug(
         number="30",
@@ -176,6 +179,7 @@ COPIES: Final = (
             ),
         ),
         caught_by=("contract/test_replica.py::test_a_queued_change_stays_visible_over_an_older_one_that_arrives",),
+        seeds=SEEDS,
     ),
     Bug(
         number="31",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tests.planted.bug import Bug, Edit
+from tests.planted.bug import SEEDS, Bug, Edit
 
 _SQLITE: Final = "src/hybrid_memory/sqlite"
 _CANCELLATION: Final = "faults/test_cancellation.py"
@@ -38,6 +38,7 @@ LOCAL: Final = (
             ),
         ),
         caught_by=(f"{_POWER}::test_no_cut_loses_tears_or_brings_back_what_the_file_alone_has_acknowledged",),
+        seeds=SEEDS,
     ),
     Bug(
         number="2",
@@ -64,6 +65,7 @@ LOCAL: Final = (
             ),
         ),
         caught_by=(f"{_POWER}::test_no_cut_loses_tears_or_brings_back_what_the_file_alone_has_acknowledged",),
+        seeds=SEEDS,
     ),
     Bug(
         number="6",
@@ -83,6 +85,7 @@ LOCAL: Final = (
             f"{_OUTAGES}::test_killed_in_the_middle_of_writes_postgres_has_all_of_them_in_order_once_it_is_back",
             f"{_OUTAGES}::test_a_read_only_primary_is_waited_for",
         ),
+        seeds=SEEDS,
     ),
     Bug(
         number="16",
@@ -99,6 +102,7 @@ LOCAL: Final = (
             ),
         ),
         caught_by=("faults/test_queue.py::test_a_queue_of_nothing_but_poison_is_buried_and_rests",),
+        seeds=SEEDS,
     ),
     Bug(
         number="17",
@@ -111,6 +115,7 @@ LOCAL: Final = (
             ),
         ),
         caught_by=("faults/test_queue.py::test_what_depends_on_a_buried_operation_is_buried_with_it_and_nothing_else",),
+        seeds=SEEDS,
     ),
     Bug(
         number="20",
@@ -137,6 +142,7 @@ LOCAL: Final = (
         caught_by=(
             f"{_CANCELLATION}::test_a_store_cancelled_anywhere_is_in_the_file_with_its_queue_entry_or_not_at_all",
         ),
+        seeds=SEEDS,
     ),
     Bug(
         number="21",

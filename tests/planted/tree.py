@@ -23,6 +23,7 @@ TEST_SECONDS: Final = 45
 RUN_SECONDS: Final = 400
 PASSED: Final = 0
 FAILED: Final = 1
+SIMULATION: Final = "simulation, seed"
 
 _WHENCE: Final = """
 import hybrid_memory, hybrid_memory.schemas, importlib.resources, pathlib, sys, tests
@@ -70,7 +71,7 @@ def run_tests(root: Path, ids: Sequence[str]) -> Run:
     """Run tests, named below `tests/`, up to the first that fails."""
     # In their own order: one that is picked by chance need not be the same the next time.
     chosen = ("-p", "no:randomly", "-p", "no:cacheprovider", "--timeout", str(TEST_SECONDS))
-    return _run(root, ("-m", "pytest", "-q", "-x", "--tb=no", "-rfE", *chosen, *(f"tests/{one}" for one in ids)))
+    return _run(root, ("-m", "pytest", "-q", "-x", "--tb=line", "-rfE", *chosen, *(f"tests/{one}" for one in ids)))
 
 
 def run_seeds(root: Path, seeds: str) -> Run:
@@ -83,7 +84,8 @@ def _run(root: Path, arguments: Sequence[str]) -> Run:
     process = subprocess.Popen(
         [sys.executable, *arguments],
         cwd=root,
-        env={**os.environ, "PYTHONPATH": f"{root / 'src'}:{root}"},
+        # The width is for the reasons that stand behind the names of what failed.
+        env={**os.environ, "PYTHONPATH": f"{root / 'src'}:{root}", "COLUMNS": "400"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -104,4 +106,4 @@ def _told(output: str) -> list[tuple[str, str]]:
     # Not what pytest calls an error: a schema that cannot be made, say, proves nothing of the test.
     failed = re.findall(r"^FAILED tests/(\S+)(?: - (.*))?$", output, re.MULTILINE)
     seeds = re.findall(r"^seed (\d+): .*\n(?:(?!seed |BROKEN ).*\n)*BROKEN (.*)$", output, re.MULTILINE)
-    return failed + [(f"simulation, seed {seed}", finding) for seed, finding in seeds]
+    return failed + [(f"{SIMULATION} {seed}", finding) for seed, finding in seeds]
