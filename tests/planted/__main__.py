@@ -115,11 +115,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     missed = [one for one in outcomes if not one.caught_by]
     for one in missed:
         say(f"not caught: {one.number} {one.bug} {one.trouble}")
-    reached = sum(bool(bug.seeds) for bug in bugs)
+    say(f"{len(outcomes) - len(missed)} of {len(outcomes)} caught")
+    within_reach = sum(bool(bug.seeds) for bug in bugs)
     by_seed = sum(any(catcher.startswith(SIMULATION) for catcher, _ in one.caught_by) for one in outcomes)
-    say(
-        f"{len(outcomes) - len(missed)} of {len(outcomes)} caught; the simulation found {by_seed} of {reached} in its reach"
-    )
+    say(f"the simulation found {by_seed} of {within_reach} within its reach")
     if asked.json is not None:
         asked.json.write_text(json.dumps([asdict(one) for one in outcomes], indent=1), encoding="utf-8")
     return 1 if missed else 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 SEEDS: Final = "0..400"
-"""The schedules of the simulation that a bug within its reach is looked for in: real product code, a model of Postgres."""
+"""The schedules of the simulation in which a bug within its reach is looked for. Its Postgres is a model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,14 +26,24 @@ COPIES: Final = (
             Edit(
                 file=_APPLY,
                 find="-- One user's batch; returns",
-                put="create sequence memory.revisions increment 1000;\n"
+                put="create sequence memory.revisions;\n"
                 "grant usage on sequence memory.revisions to public;\n\n"
                 "-- One user's batch; returns",
             ),
             Edit(
                 file=_APPLY,
                 find="    update memory.heads h\n    set rev = h.rev + p_takes, nodes",
-                put="    v_rev = nextval('memory.revisions');\n    update memory.heads h\n    set rev = v_rev, nodes",
+                put="    v_rev = (select max(nextval('memory.revisions')) from generate_series(1, greatest(1, p_takes)));\n"
+                "    update memory.heads h\n    set rev = v_rev, nodes",
+            ),
+            Edit(
+                file=_APPLY,
+                find="        values (p_user, p_takes, p_erased_rev, p_node_count, p_relationship_count)\n"
+                "        on conflict (user_id) do update\n"
+                "            set rev = h.rev + excluded.rev,",
+                put="        values (p_user, v_rev, p_erased_rev, p_node_count, p_relationship_count)\n"
+                "        on conflict (user_id) do update\n"
+                "            set rev = excluded.rev,",
             ),
         ),
         caught_by=(

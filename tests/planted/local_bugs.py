@@ -9,6 +9,7 @@ from tests.planted.bug import SEEDS, Bug, Edit
 _SQLITE: Final = "src/hybrid_memory/sqlite"
 _CANCELLATION: Final = "faults/test_cancellation.py"
 _DISK: Final = "faults/test_disk_errors.py"
+_ERASURE: Final = "faults/test_erasure.py"
 _NUMBERS: Final = "faults/test_lost_numbers.py"
 _OUTAGES: Final = "faults/test_outages.py"
 _POWER: Final = "faults/test_power_cuts.py"
@@ -20,25 +21,33 @@ LOCAL: Final = (
         edits=(
             Edit(
                 file=f"{_SQLITE}/writer.py",
-                find='            connection.execute("commit")\n        except self._undoing as error:\n',
-                put="        except self._undoing as error:\n",
+                find='            self._hooks.before_commit(connection)\n            connection.execute("commit")\n',
+                put="            self._hooks.before_commit(connection)\n"
+                "            self._loop.call_soon_threadsafe(self._tell, list(group), outcomes)\n"
+                '            connection.execute("commit")\n',
             ),
             Edit(
                 file=f"{_SQLITE}/writer.py",
-                find="        if self._waiting:\n            self._post()\n"
-                "        else:\n            self._rested.set()\n",
-                put="        self._loop.call_soon(self._go_on)\n"
+                find="                if not isinstance(outcome, BaseException):\n"
+                "                    request.answer(outcome, request.future)\n"
+                "                elif",
+                put="                if not isinstance(outcome, BaseException):\n"
+                "                    if not request.future.done():\n"
+                "                        request.answer(outcome, request.future)\n"
+                "                elif",
+            ),
+            Edit(
+                file=f"{_SQLITE}/writer.py",
+                find="    def _fail(self, error: BaseException) -> None:\n",
+                put="    def _tell(self, group, outcomes):\n"
+                "        for request, outcome in zip(group, outcomes):\n"
+                "            if not isinstance(outcome, BaseException):\n"
+                "                request.answer(outcome, request.future)\n"
                 "\n"
-                "    def _go_on(self) -> None:\n"
-                "        def commit(connection: sqlite3.Connection) -> None:\n"
-                '            connection.execute("commit")\n'
-                "\n"
-                "        self._connection.post(commit, Reply(self._loop, lambda _: None, self._fail))\n"
-                "        if self._waiting:\n            self._post()\n        else:\n            self._rested.set()\n",
+                "    def _fail(self, error: BaseException) -> None:\n",
             ),
         ),
         caught_by=(f"{_POWER}::test_no_cut_loses_tears_or_brings_back_what_the_file_alone_has_acknowledged",),
-        seeds=SEEDS,
     ),
     Bug(
         number="2",
@@ -181,22 +190,29 @@ LOCAL: Final = (
                 put='connection.execute("pragma secure_delete = off")',
             ),
         ),
-        caught_by=("faults/test_erasure.py::test_forgetting_leaves_no_byte_in_the_file_and_no_row_in_postgres",),
+        caught_by=(f"{_ERASURE}::test_forgetting_leaves_no_byte_in_the_file_and_no_row_in_postgres",),
     ),
     Bug(
         number="25",
-        what="bytes and files of who was erased are removed by a task that nobody waits for",
+        what="files of who was erased are removed by a task that nobody waits for",
         edits=(
-            Edit(
-                file=f"{_SQLITE}/replica.py",
-                find="        await self._database.cut_log()\n",
-                put="        self._detached = asyncio.get_running_loop().create_task(self._database.cut_log())\n",
-            ),
             Edit(
                 file=f"{_SQLITE}/replica.py",
                 find="        folders = await asyncio.to_thread(remove_finished, self._database.path.parent)\n",
                 put="        folder, folders = self._database.path.parent, 0\n"
                 "        asyncio.get_running_loop().run_in_executor(None, remove_finished, folder)\n",
+            ),
+        ),
+        caught_by=(f"{_ERASURE}::test_an_erasure_is_acknowledged_only_when_what_was_set_aside_is_gone",),
+    ),
+    Bug(
+        number="25b",
+        what="the log is cut after an erasure by a task that nobody waits for",
+        edits=(
+            Edit(
+                file=f"{_SQLITE}/replica.py",
+                find="        await self._database.cut_log()\n",
+                put="        self._cutting = asyncio.get_running_loop().create_task(self._database.cut_log())\n",
             ),
         ),
         caught_by=(f"{_POWER}::test_of_what_was_erased_no_byte_is_in_any_image_from_the_acknowledgement_on",),
