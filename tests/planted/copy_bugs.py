@@ -33,7 +33,8 @@ COPIES: Final = (
             Edit(
                 file=_APPLY,
                 find="    update memory.heads h\n    set rev = h.rev + p_takes, nodes",
-                put="    v_rev = (select max(nextval('memory.revisions')) from generate_series(1, greatest(1, p_takes)));\n"
+                put="    v_rev = (select max(nextval('memory.revisions'))"
+                " from generate_series(1, greatest(1, p_takes)));\n"
                 "    update memory.heads h\n    set rev = v_rev, nodes",
             ),
             Edit(
