@@ -39,7 +39,7 @@ async def test_nothing_done_beside_sqlite_cancels_its_locks(
     monkeypatch.setattr(sentinel, "LOOK_SECONDS", 0.02)
     path = tmp_path / FILE
     async with opened(postgres, tmp_path) as manager, opened(postgres, tmp_path) as neighbour:
-        assert await is_locked(path), "the question itself would be no good"
+        assert await is_locked(path)
         memory = await manager.ensure_user_memories("ada")
         await memory.store({"text": "kept"}, context_type=FACT, wait=10)
         await manager.user("bo").store({"text": "gone"}, context_type=FACT, wait=10)

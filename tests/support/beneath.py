@@ -40,9 +40,9 @@ def connections(file: HotFile) -> list[sqlite3.Connection]:
     resting = [scanners.get_nowait() for _ in range(scanners.qsize())]
     for scanner in resting:
         scanners.put(scanner)
-    writer = cast("dict[str, object]", vars(vars(database["_writer"])["_connection"]))
-    reader = cast("dict[str, object]", vars(file.database.point))
-    return [*(cast("sqlite3.Connection", one["_connection"]) for one in (writer, reader)), *resting]
+    writer = cast("object", vars(database["_writer"])["_connection"])
+    working = [vars(one)["_connection"] for one in (writer, file.database.point)]
+    return [*cast("list[sqlite3.Connection]", working), *resting]
 
 
 def is_open(connection: sqlite3.Connection) -> bool:
