@@ -104,6 +104,6 @@ def _run(root: Path, arguments: Sequence[str]) -> Run:
 
 def _told(output: str) -> list[tuple[str, str]]:
     # Not what pytest calls an error: a schema that cannot be made, say, proves nothing of the test.
-    failed = re.findall(r"^FAILED tests/(\S+)(?: - (.*))?$", output, re.MULTILINE)
+    failed = re.findall(r"^FAILED tests/(.+?)(?: - (.*))?$", output, re.MULTILINE)
     seeds = re.findall(r"^seed (\d+): .*\n(?:(?!seed |BROKEN ).*\n)*BROKEN (.*)$", output, re.MULTILINE)
     return failed + [(f"{SIMULATION} {seed}", finding) for seed, finding in seeds]
