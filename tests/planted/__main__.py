@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     say(f"{len(outcomes) - len(missed)} of {len(outcomes)} caught")
     within_reach = sum(bool(bug.seeds) for bug in bugs)
     by_seed = sum(any(catcher.startswith(SIMULATION) for catcher, _ in one.caught_by) for one in outcomes)
-    say(f"the simulation found {by_seed} of {within_reach} within its reach")
+    say(f"of these the simulation found {by_seed} of the {within_reach} within its reach")
     if asked.json is not None:
         asked.json.write_text(json.dumps([asdict(one) for one in outcomes], indent=1), encoding="utf-8")
     return 1 if missed else 0
