@@ -4,6 +4,7 @@
 #   make test        set up for development; lint, types, import law, tests through PgBouncer, tests with branch coverage
 #                    (ARGS are pytest's)
 #   make lint | types | imports | pooler | tests | format | bench | setup | clean
+#   make planted     bugs planted one by one into a copy: is each caught? (ARGS="--only 4,7" and so on are passed on)
 #   make lock        write requirements-dev.lock anew     make lowest   the tests on the oldest dependencies allowed
 #   make PYTHON=/path/to/python3.12 ...    names the interpreter instead of looking for one
 
@@ -24,7 +25,7 @@ export PYTHONNOUSERSITE := 1
 .DEFAULT_GOAL := test
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: demo test tests pooler lint types imports format bench lock lowest setup clean
+.PHONY: demo test tests pooler lint types imports format bench planted lock lowest setup clean
 
 demo: $(USE_STAMP)
 	@$(BIN)/hybrid-memory demo $(ARGS)
@@ -65,6 +66,10 @@ format: $(DEV_STAMP)
 
 bench: $(DEV_STAMP)
 	@$(BIN)/python -m benchmarks $(BENCH) --json bench.json $(ARGS)
+
+# Whether the tests would notice: each bug of the list is planted in a copy of the source, and has to be caught there.
+planted: $(DEV_STAMP)
+	@$(BIN)/python -m tests.planted $(ARGS)
 
 # Writes the exact versions of everything needed for development, for every platform at once.
 lock: $(DEV_STAMP)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import sys
 import tempfile
 import time
@@ -20,6 +21,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
+
+import structlog
 
 from tests.campaigns import disk_errors, file_damage, kills, network, outages, power_cuts, simulation
 from tests.campaigns.tally import Tally
@@ -143,6 +146,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
     asked = options.parse_args(arguments)
     if asked.part is not None:
+        # What is told of outages would bury what is found wrong.
+        structlog.configure(
+            wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL),
+            logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        )
         counted = PARTS[asked.part].run(seconds=asked.seconds, seed=asked.seed)
         asked.json.write_text(json.dumps([asdict(tally) for tally in counted]), encoding="utf-8")
         return 0

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 
 import asyncpg
+import orjson
 import pytest
 
 from hybrid_memory.changes import Operation, Rule
@@ -233,6 +235,24 @@ async def test_an_error_tells_its_code_and_nothing_of_the_rows(
     assert "secret-user" not in told
     assert orphan.entity_id not in told
     assert "23503" in told
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "members", [{"importance": "the lilac code"}, {"summary": "the lilac code \0"}], ids=["22P02", "22P05"]
+)
+async def test_an_error_tells_nothing_of_the_value_that_was_refused(
+    tier: DurableTier, author: Author, members: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    stored = author.store("u")
+    # Beneath the validator. Postgres repeats the one in its message, the other in the context of it.
+    changed = orjson.dumps({**orjson.loads(stored.payload), **members}).decode()
+    with pytest.raises(PoisonOperation) as poison:
+        await tier.apply(author.opening, [stored._replace(payload=changed)], {})
+    cause = poison.value.__cause__
+    assert cause is not None
+    logged = "".join(traceback.format_exception(poison.value))
+    assert "lilac" not in f"{poison.value!r} {poison.value.fix} {cause!r} {vars(cause)} {logged}"
     assert not caplog.records
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from hybrid_memory.graph import NodeId
 from hybrid_memory.sqlite.hot_file import HotFile
+from tests.support.beneath import after_each_commit
 from tests.support.hot_files import (
     carried,
     count,
@@ -110,6 +112,21 @@ async def test_newer_rows_are_absorbed_and_older_ones_are_not(file: HotFile) -> 
     assert await file.replica.absorb(head(7), [row, newer], []) == 0
     assert text_of(file, row.node_id) == "second"
     assert rev_of(file) == 7
+
+
+async def test_the_rows_of_a_difference_and_its_cursor_come_with_one_commit(file: HotFile) -> None:
+    await load(file, 3, [])
+    committed: list[tuple[int, int]] = []
+
+    def look() -> None:
+        with closing(file.database.driver.connect(file.database.path, read_only=True)) as connection:
+            statement = "select (select max(rev) from users), (select coalesce(max(rev), 0) from nodes)"
+            committed.append(connection.execute(statement).fetchone())
+
+    after_each_commit(file, look)
+    await file.replica.absorb(head(5), [node_from_postgres(fresh("a"), 5)], [])
+    # A crash between two would leave a cursor that never asks for the rows again.
+    assert committed == [(5, 5)]
 
 
 async def test_a_tombstone_takes_the_node_away_and_does_not_come_back_to_life(file: HotFile) -> None:
@@ -226,7 +243,7 @@ async def test_no_load_from_before_an_erasure_begins_and_none_under_way_is_shown
     assert generation is not None
     await file.replica.add_nodes(generation, rows)
     await file.replica.erase("ada", erased_rev=None)
-    assert not await file.replica.show_load(generation, complete=True)
+    assert await file.replica.show_load(generation, complete=True) is None
     assert file.hot.get("ada", rows[0].node_id) is None
     assert file.hot.cursor("ada") is None
     assert await count(file, "nodes") == 0

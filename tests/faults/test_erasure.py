@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 from hybrid_memory import HybridMemoryManager, Status, Verdict
 from hybrid_memory.events import Persisted
 from hybrid_memory.messages import FlatRow, Head
+from hybrid_memory.sqlite import replica
+from hybrid_memory.sqlite.quarantine import remove_finished
 from tests.faults.conftest import Sick
 from tests.plugins.postgres import Database
 from tests.support.beneath import staff, tiers
@@ -58,6 +61,33 @@ async def test_forgetting_leaves_no_byte_in_the_file_and_no_row_in_postgres(
     assert canaries_in(tmp_path) == 0
     for table in ("nodes", "relationships", "node_history", "vectors"):
         assert await admin.fetchval(f"select count(*) from memory.{table}") == 0
+
+
+async def test_an_erasure_is_acknowledged_only_when_what_was_set_aside_is_gone(
+    postgres: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    told: list[str] = []
+
+    def remove_when_told(data_dir: Path) -> int:
+        begun.set()
+        assert go_on.wait(SECONDS)
+        removed = remove_finished(data_dir)
+        told.append("removed")
+        return removed
+
+    monkeypatch.setattr(replica, "remove_finished", remove_when_told)
+    async with opened(postgres, tmp_path) as manager:
+        await manager.user("ada").store({"text": CANARY}, context_type=FACT, wait=SECONDS)
+        erasing = asyncio.create_task(manager.forget("ada"))
+        erasing.add_done_callback(lambda _: told.append("acknowledged"))
+        await until(begun.is_set)
+        for _ in range(100):
+            await asyncio.sleep(0)  # whoever does not wait for it goes on
+        go_on.set()
+        await erasing
+        await until(lambda: len(told) == 2)
+    assert told == ["removed", "acknowledged"]
 
 
 async def test_forgetting_leaves_no_byte_of_a_copy_that_a_reload_has_replaced(

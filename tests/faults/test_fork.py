@@ -78,7 +78,7 @@ async def test_a_child_is_refused_and_its_end_does_the_parent_no_harm(
         child = await parent.heard()
         assert (child["who"], child["refused"]) == ("child", True)
         assert int(str(child["held"])) > 0
-        assert child["closed"] == 0, "what is inherited must not be closed, not by forgetting it either"
+        assert (child["closed"], child["shut"]) == (0, 0), "what is inherited must not be closed, not by forgetting it"
         assert child["slot"] == 1, "the parent's file must stay the parent's"
         assert await parent.heard() == {"who": "parent", "status": 0}
         assert try_slot(tmp_path, 0) is None, "the child's end must not free the parent's lock"

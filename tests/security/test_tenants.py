@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 
 from hybrid_memory.ports import DurableTier
+from hybrid_memory.postgres.database import Link
 from hybrid_memory.postgres.durable_tier import PostgresDurableTier
 from tests.plugins.author import Author
 from tests.plugins.postgres import Database, connected
@@ -139,9 +140,19 @@ async def test_the_tenant_is_forgotten_when_a_call_has_ended(
 ) -> None:
     async with connected(postgres.direct_dsn) as connection:
         await fill(durable_tier, "alice")
-        for call in ("memory.heads_of('{alice}')", "memory.digest('alice', now())"):
+        for call in (
+            "memory.heads_of('{alice}')",
+            "memory.head_of('alice')",
+            "memory.ensure_head('alice')",
+            "memory.open_user(gen_random_uuid(), 'alice')",
+            "memory.digest('alice', now())",
+        ):
             assert await connection.fetch(f"select * from {call}")
             assert await connection.fetchval("select count(*) from memory.heads") == 0
+    # As little on the connection by which it was written.
+    link: Link = vars(durable_tier)["_link"]
+    seen = await link.run(lambda connection: connection.fetchval("select count(*) from memory.heads"))
+    assert seen == 0
 
 
 async def test_user_id_comes_first_in_every_key_and_ordered_index(admin: asyncpg.Connection) -> None:

@@ -38,6 +38,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=seeds, default=range(1000), metavar="A..B")
     parser.add_argument("--long", action="store_true", help="several times as many calls and faults")
     parser.add_argument("--failover", action="store_true", help="a lagging standby takes over now and then")
+    parser.add_argument("--first", action="store_true", help="end with the first schedule that breaks a rule")
     parser.add_argument("--trace", action="store_true", help="show every schedule, not only those that fail")
     parser.add_argument("--lines", type=int, default=SHOWN, help="how many lines of a trace to show")
     chosen = parser.parse_args()
@@ -48,6 +49,8 @@ def main() -> int:
             broken += bool(outcome.findings)
             if outcome.findings or chosen.trace:
                 tell(outcome, chosen.lines)
+            if outcome.findings and chosen.first:
+                break
             if seed % 64 == 0:
                 gc.collect()
     finally:
