@@ -6,6 +6,7 @@ The promises of every other campaign are held against Postgres at the end; besid
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import tempfile
 import time
@@ -189,12 +190,15 @@ async def soak(plan: Plan) -> Report:
 
 async def _soak(plan: Plan, giver: FaultGiver, folder: Path) -> Report:
     settings = Settings(drain_on_close=timedelta(0))
-    with (folder / "transcript").open("w", encoding="utf-8") as file:
+    with (folder / "transcript").open("wb") as file:
         transcript = Transcript(file)
         async with HybridMemoryManager.open(dsn=giver.dsn, data_dir=folder / "data", settings=settings) as manager:
             began = time.monotonic()
             load = await open_sessions(manager, plan.user_ids, transcript, Random(f"{plan.seed} load"))
             report = Report(plan=plan, load=load, open_seconds=time.monotonic() - began)
+            # As a service does when it is up: what was imported and made until now is never garbage.
+            gc.collect()
+            gc.freeze()
             with report.callbacks.timed():
                 async with _beside(manager, report, giver):
                     writes = plan.writes_per_second
