@@ -6,7 +6,6 @@ The promises of every other campaign are held against Postgres at the end; besid
 from __future__ import annotations
 
 import asyncio
-import gc
 import sys
 import tempfile
 import time
@@ -23,7 +22,7 @@ from hybrid_memory import HybridMemoryManager, Settings
 from tests.campaigns.tally import Tally
 from tests.plugins.postgres import connected
 from tests.support.fault_giver import FAULTS, FaultGiver
-from tests.support.gauges import Callbacks, Latencies, Sample, sample, slope, tick
+from tests.support.gauges import Callbacks, Latencies, Sample, frozen_heap, sample, slope, tick
 from tests.support.managers import FACT, both_tiers_agree
 from tests.support.steady_load import Load, Transcript, fill, open_sessions
 from tests.support.witness import Verdict, numbers_given_out
@@ -196,10 +195,7 @@ async def _soak(plan: Plan, giver: FaultGiver, folder: Path) -> Report:
             began = time.monotonic()
             load = await open_sessions(manager, plan.user_ids, transcript, Random(f"{plan.seed} load"))
             report = Report(plan=plan, load=load, open_seconds=time.monotonic() - began)
-            # As a service does when it is up: what was imported and made until now is never garbage.
-            gc.collect()
-            gc.freeze()
-            with report.callbacks.timed():
+            with frozen_heap(), report.callbacks.timed():
                 async with _beside(manager, report, giver):
                     writes = plan.writes_per_second
                     await load.run(plan.seconds, writes=writes, reads=int(writes * READS_PER_WRITE))

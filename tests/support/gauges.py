@@ -9,7 +9,7 @@ import math
 import os
 import time
 from array import array
-from collections.abc import Coroutine, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -150,6 +150,17 @@ class Callbacks:
             heapq.heappop(self._longest)
 
 
+@contextmanager
+def frozen_heap() -> Generator[None]:
+    """As a service has it that is up: what was imported and made until now is not looked through for garbage."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def _described(handle: asyncio.Handle) -> str:
     callback: object = getattr(handle, "_callback", None)
     while isinstance(callback, partial):
@@ -167,10 +178,7 @@ def _place_of(task: asyncio.Task[object]) -> str:
     coroutine: object = task.get_coro()
     name = str(getattr(coroutine, "__qualname__", coroutine))
     inner = coroutine
-    while isinstance(inner, CoroutineType | Coroutine):
-        deeper: object = getattr(inner, "cr_await", None)
-        if not isinstance(deeper, CoroutineType):
-            break
+    while isinstance(deeper := getattr(inner, "cr_await", None), CoroutineType):
         inner = cast("object", deeper)
     frame: object = getattr(inner, "cr_frame", None)
     if frame is None:

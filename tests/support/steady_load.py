@@ -17,6 +17,7 @@ import orjson
 
 from hybrid_memory import HybridMemoryManager, Receipt, UserMemory
 from hybrid_memory.errors import HybridMemoryError
+from hybrid_memory.graph import JsonInput
 from tests.support.gauges import Latencies
 from tests.support.kill_worker import KIND, NAMESPACE, SYSTEM, Lane
 from tests.support.witness import Witness
@@ -99,7 +100,7 @@ class User:
     """One open session: its writes follow one another, as an agent's do."""
 
     lane: Lane
-    node_ids: list[str] = field(default_factory=list[str])
+    node_ids: Sequence[str]
     """Nodes that stand, some of them."""
     busy: bool = False
     last: str | None = None
@@ -251,12 +252,12 @@ class Load:
         return receipt
 
     async def _store(self, user: User, key: str, wait: float) -> Receipt:
-        content = {"n": user.lane.number, "text": self._words(12)}
+        content: dict[str, JsonInput] = {"n": user.lane.number, "text": self._words(12)}
         store = partial(user.memory.store, content, context_type=KIND, namespace=NAMESPACE, key=key)
         return await self._timed(lambda seconds: store(wait=seconds), wait)
 
     async def _mark(self, user: User, wait: float) -> Receipt:
-        content = {"mark": str(user.lane.number), "text": self._words(12)}
+        content: dict[str, JsonInput] = {"mark": str(user.lane.number), "text": self._words(12)}
         store = partial(user.memory.store, content, context_type=KIND)
         return await self._timed(lambda seconds: store(wait=seconds), wait)
 
