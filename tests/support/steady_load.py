@@ -29,8 +29,8 @@ FIELDS: Final = 24
 KNOWN_IDS: Final = 40
 STEP_SECONDS: Final = 0.005
 # What is overdue after the machine stood still is made up for in steps: in one it would be a long callback of ours.
-MOST_WRITES_A_STEP: Final = 20
-MOST_READS_A_STEP: Final = 60
+MOST_WRITES_A_STEP: Final = 10
+MOST_READS_A_STEP: Final = 30
 # The place of a user in the order of liveliness, to this power, is how much less is heard of it.
 SKEW: Final = 0.9
 MOST_AT_ONCE: Final = 2_000
