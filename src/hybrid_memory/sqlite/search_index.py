@@ -44,14 +44,17 @@ class UserSearchIndex:
         self._forgets = driver.version_info >= _FORGETS_WITHOUT_TEXT
         self._memory = driver.connect_memory()
         configure_index(self._memory)
+        # One for everything: a connection keeps a weak reference to each cursor it ever made, up to some hundred, and
+        # with an index for each of a thousand users the garbage collector would have all of them to look through.
+        self._cursor = self._memory.cursor()
         # Neither form is detail=column: bm25 needs the places of a word, and is 0 for every row without them.
         if self._forgets:
-            self._memory.execute(
+            self._cursor.execute(
                 "create virtual table words using fts5 (text, summary, tags, names,"
                 " content = '', contentless_delete = 1, tokenize = 'porter unicode61')"
             )
         else:
-            self._memory.execute(
+            self._cursor.execute(
                 "create virtual table words using fts5 (text, summary, tags, names, tokenize = 'porter unicode61')"
             )
         # A load of 100,000 rows of 450 bytes becomes one piece: a third less work than writing small ones and merging.
@@ -63,7 +66,7 @@ class UserSearchIndex:
         self._tune("usermerge", 16)
 
     def _tune(self, setting: str, value: int) -> None:
-        self._memory.execute("insert into words (words, rank) values (?, ?)", (setting, value))
+        self._cursor.execute("insert into words (words, rank) values (?, ?)", (setting, value))
 
     def extend(self) -> None:
         """Take in the rows that were added to the file since the last call; new rows are numbered upwards.
@@ -71,11 +74,11 @@ class UserSearchIndex:
         Rows go from the file to the index inside SQLite, with no Python in between: other threads run meanwhile. The
         file's snapshot is held for this call only.
         """
-        self._memory.execute("attach ? as hot", (self._uri,))
-        self._memory.execute("begin")
+        self._cursor.execute("attach ? as hot", (self._uri,))
+        self._cursor.execute("begin")
         # In the order of their numbers, as FTS5 writes a piece whenever a number is smaller than the one before; the
         # limit keeps SQLite from leaving the order out. Sorted are the numbers alone, not the texts.
-        self._row_count += self._memory.execute(
+        self._row_count += self._cursor.execute(
             "insert into words (rowid, text, summary, tags, names)"
             " select n.row_id, n.text_content, n.summary, n.tags, n.entity_id from"
             " (select row_id from hot.nodes where user_no = ? and row_id > ? order by row_id limit -1) as k"
@@ -84,10 +87,10 @@ class UserSearchIndex:
         ).rowcount
         (last,) = cast(
             "tuple[int | None]",
-            self._memory.execute("select max(row_id) from hot.nodes where user_no = ?", (self._user_no,)).fetchone(),
+            self._cursor.execute("select max(row_id) from hot.nodes where user_no = ?", (self._user_no,)).fetchone(),
         )
-        self._memory.execute("commit")
-        self._memory.execute("detach hot")
+        self._cursor.execute("commit")
+        self._cursor.execute("detach hot")
         if last is not None:
             self._extended_to = last
 
@@ -100,12 +103,12 @@ class UserSearchIndex:
             " where row_id in (select value from json_each(?)) and +user_no = ? and deleted_at is null",
             (encoded, self._user_no),
         ).fetchall()
-        self._memory.execute("begin")
-        deleted = self._memory.execute(
+        self._cursor.execute("begin")
+        deleted = self._cursor.execute(
             "delete from words where rowid in (select value from json_each(?))", (encoded,)
         ).rowcount
-        self._memory.executemany("insert into words (rowid, text, summary, tags, names) values (?, ?, ?, ?, ?)", rows)
-        self._memory.execute("commit")
+        self._cursor.executemany("insert into words (rowid, text, summary, tags, names) values (?, ?, ?, ?, ?)", rows)
+        self._cursor.execute("commit")
         self._tune("merge", _MERGED_PAGES)
         self._row_count += len(rows) - deleted
         self._deleted += deleted
@@ -115,7 +118,7 @@ class UserSearchIndex:
         # The weights of the columns are judgement, to be settled by the recall benchmark: a word in a name or a tag
         # was chosen to describe the memory. Ordering by this expression and not by the column `rank` halves the time:
         # only the best `limit` rows are kept while sorting.
-        rows = self._memory.execute(
+        rows = self._cursor.execute(
             "select rowid, -bm25(words, 1.0, 1.5, 2.0, 3.0) as score from words where words match ?"
             " order by score desc, rowid desc limit ?",
             (match, limit),
@@ -136,7 +139,7 @@ class UserSearchIndex:
         """The memory it takes, estimated from its pages."""
         (pages,) = cast(
             "tuple[int]",
-            self._memory.execute(
+            self._cursor.execute(
                 "select page_count * page_size from pragma_page_count(), pragma_page_size()"
             ).fetchone(),
         )
@@ -174,6 +177,8 @@ class SearchIndexes:
         # event loop's thread may take it. Entries lie in the order of their last use.
         self._state = threading.Lock()
         self._entries: dict[int, _Entry] = {}
+        # Of those entries together: to add them up at every search takes longer than the search where users are many.
+        self._size_bytes = 0
         self._retired: list[_Entry] = []
 
     def mark_changed(self, user_no: int, row_ids: Iterable[int]) -> None:
@@ -227,7 +232,7 @@ class SearchIndexes:
     def size_bytes(self) -> int:
         """The memory that all indexes take, estimated."""
         with self._state:
-            return sum(entry.size_bytes for entry in self._entries.values())
+            return self._size_bytes
 
     def user_nos(self) -> tuple[int, ...]:
         """Whose indexes are held, the least recently used first."""
@@ -289,16 +294,15 @@ class SearchIndexes:
     def _measure(self, entry: _Entry) -> None:
         size_bytes = entry.index.size_bytes()
         with self._state:
+            if not entry.retired:
+                self._size_bytes += size_bytes - entry.size_bytes
             entry.size_bytes = size_bytes
 
     def _make_room(self) -> None:
         """Drop the least recently used beyond the budget, but never the one used last."""
         with self._state:
-            total = sum(entry.size_bytes for entry in self._entries.values())
-            for user_no, entry in list(self._entries.items())[:-1]:
-                if total <= self._budget_bytes:
-                    break
-                total -= entry.size_bytes
+            while self._size_bytes > self._budget_bytes and len(self._entries) > 1:
+                user_no, entry = next(iter(self._entries.items()))
                 self._retire(user_no, entry)
         self._close_retired()
 
@@ -306,6 +310,7 @@ class SearchIndexes:
         """Take an entry out; `_state` is held by the caller."""
         if not entry.retired:
             entry.retired = True
+            self._size_bytes -= entry.size_bytes
             del self._entries[user_no]
             self._retired.append(entry)
 
