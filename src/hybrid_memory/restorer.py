@@ -7,11 +7,16 @@ from typing import Final
 
 from hybrid_memory.errors import HybridMemoryError
 from hybrid_memory.files import Past
-from hybrid_memory.ports import ChangeFeed
+from hybrid_memory.ports import ChangeFeed, DeadLetters
 from hybrid_memory.retry import Backoff
 
 # Until what was queued again has been carried, a user that was erased cannot be compared.
 _LOOK_AGAIN_SECONDS: Final = 0.2
+# What was queued before the loss goes before what is queued again, and may ask for rows that are still missing. It dies
+# of that, and is looked for so often after all was compared.
+_AMENDS: Final = 5
+_AMEND_SECONDS: Final = 1.0
+_ROW_MISSING: Final = "23503"
 
 
 class Restorer:
@@ -27,6 +32,7 @@ class Restorer:
         self,
         *,
         past: Past,
+        dead_letters: DeadLetters,
         feed: ChangeFeed,
         bring_up_to_date: Callable[[str], Awaitable[bool]],
         is_persistent: Callable[[str], bool],
@@ -36,9 +42,15 @@ class Restorer:
         self._feed = feed
         self._bring_up_to_date = bring_up_to_date
         self._is_persistent = is_persistent
+        self._dead_letters = dead_letters
         self._uniform = uniform
+        self._amends = 0
         self._backoff = Backoff(first_seconds=0.2, cap_seconds=5.0)
         self._failures = 0
+
+    def rewound(self) -> None:
+        """Something that Postgres had confirmed has come into doubt."""
+        self._amends = _AMENDS
 
     @property
     def users_left(self) -> int:
@@ -52,8 +64,20 @@ class Restorer:
             if self._is_persistent(user_id):
                 await self._bring_up_to_date(user_id)
         self._failures = 0
-        left = bool(self._past.erasures_in_doubt()) or any(map(self._is_persistent, self._past.users_in_doubt()))
-        return _LOOK_AGAIN_SECONDS if left else None
+        if self._past.erasures_in_doubt() or any(map(self._is_persistent, self._past.users_in_doubt())):
+            return _LOOK_AGAIN_SECONDS
+        if self._amends == 0:
+            return None
+        self._amends -= 1
+        await self._raise_the_dead()
+        return _AMEND_SECONDS
+
+    async def _raise_the_dead(self) -> None:
+        """Queue again what died for want of a row that had been lost: behind that row, which is queued by now."""
+        letters = await self._dead_letters.list()
+        widowed = [letter.operation.op_id for letter in letters if letter.sqlstate == _ROW_MISSING]
+        if widowed:
+            await self._dead_letters.retry(widowed)
 
     def failed(self, error: HybridMemoryError) -> float:  # noqa: ARG002 - every error means: not now
         """Seconds to leave Postgres alone; the doubt stays."""

@@ -79,7 +79,7 @@ class Staff:
             self.services.append(Service(self._adopter(tiers, is_persistent, events, uniform), events))
         file.on_accepted = self.carry
         file.on_rejected = self._rejected
-        file.on_rewound = self._restorer_service.wake
+        file.on_rewound = self._rewound
 
     def _make_barrier(self, tiers: Tiers) -> Barrier:
         file = tiers.file
@@ -117,6 +117,7 @@ class Staff:
     ) -> Restorer:
         return Restorer(
             past=tiers.file.past,
+            dead_letters=tiers.file.dead_letters,
             feed=tiers.durable.feed,
             bring_up_to_date=self.preload.bring_up_to_date,
             is_persistent=is_persistent,
@@ -180,6 +181,10 @@ class Staff:
             interval_seconds=ADOPT_INTERVAL_SECONDS,
             uniform=uniform,
         )
+
+    def _rewound(self) -> None:
+        self.restorer.rewound()
+        self._restorer_service.wake()
 
     def start(self) -> None:
         """Begin all work."""

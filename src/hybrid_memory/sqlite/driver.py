@@ -130,7 +130,8 @@ class Driver:
         code: int | None = getattr(error, "sqlite_errorcode", None)
         name: str = getattr(error, "sqlite_errorname", type(error).__name__)
         primary = None if code is None else code & _PRIMARY_CODE
-        if primary in _DAMAGED or code == _FILE_SYSTEM_DAMAGED:
+        unreadable = isinstance(error, UnicodeDecodeError)
+        if primary in _DAMAGED or code == _FILE_SYSTEM_DAMAGED or unreadable:
             return StorageCorrupt(
                 f"the local file is damaged or not a database ({name})", fix="run `hybrid-memory doctor`"
             )
@@ -184,7 +185,8 @@ def describe(module: SqliteModule) -> Driver:
         name=module.__name__,
         version_info=module.sqlite_version_info,
         loads_extensions=_loads_extensions(module),
-        errors=(module.Error,),
+        # The second where the words of an error quote a damaged file: Python cannot read them.
+        errors=(module.Error, UnicodeDecodeError),
         module=module,
     )
 
