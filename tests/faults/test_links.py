@@ -125,10 +125,10 @@ async def test_bytes_that_trickle_do_not_put_off_a_deadline(proxy: Proxy) -> Non
 async def test_hundreds_of_vain_attempts_leave_no_descriptor_no_task_and_no_session(
     postgres: Database, admin: asyncpg.Connection, proxy: Proxy
 ) -> None:
-    brief = 0.015 * SECOND
+    brief = 0.04 * SECOND
     settings = replace(hurried(proxy), connect_deadline=brief)
     link = Link(settings, replace(PURPOSE, deadline=brief))
-    assert await asked(link) == 42
+    await eventually(lambda: answers(link))  # on a busy machine so little time is not always enough
     before, tasks = descriptors(), len(asyncio.all_tasks())
     for _ in range(20):
         proxy.stall()  # one call cut off under way, then some that cannot even connect
