@@ -373,6 +373,7 @@ class Link:
             if met is not None:
                 await self._meet(Identity(installation=met["installation"], lineage=met["lineage"]))
         except BaseException:
+            # Cancelled or refused: a server that has not been introduced must not be taken for the next call's.
             self._cut(connection)
             raise
 

@@ -121,7 +121,8 @@ def _fill(connection: sqlite3.Connection, salvaged: Salvaged, now_us: int) -> No
     for table, rows in salvaged.scratch.items():
         columns, _ = SCRATCH[table]
         marks = ", ".join("?" * (columns.count(",") + 1))
-        connection.executemany(f"insert or ignore into {table} ({columns}) values ({marks})", rows)  # noqa: S608
+        statement = f"insert or ignore into {table} ({columns}) values ({marks})"  # noqa: S608 - constants only
+        connection.executemany(statement, rows)
     _show(connection, salvaged.operations, now_us)
 
 

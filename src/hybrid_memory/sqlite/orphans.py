@@ -86,6 +86,7 @@ class SqliteOrphans:
         try:
             file = await self._open_file(taken)
         except BaseException as error:
+            # Also when cancelled: the lock would stay ours for as long as this process lives.
             if isinstance(error, _BEYOND_USE):
                 # Before the lock is free: what changes from here on is somebody else's doing.
                 self._known[slot] = _Known(_mark(taken.path), refusal=error)
@@ -94,6 +95,7 @@ class SqliteOrphans:
         try:
             await file.meet(self._own.binding)
         except BaseException:
+            # Likewise: nobody else knows of the open file.
             await file.close()
             raise
         return file
