@@ -207,6 +207,8 @@ class Load:
 
     def _begin_write(self) -> None:
         user = next((user for _ in range(PICKS) if not (user := self._pick()).busy), None)
+        # Who writes most waits most: somebody is free.
+        user = user or next((user for user in self.users if not user.busy), None)
         if user is None or len(self._under_way) >= MOST_AT_ONCE:
             self.held_back += 1
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict, fields
 from typing import get_args
@@ -143,3 +144,14 @@ def test_somebody_listens_when_there_is_an_observer_or_logging() -> None:
 def test_a_host_that_set_up_logging_listens(logged: LogCapture) -> None:
     assert EventLog().attentive
     assert logged.entries == []
+
+
+def test_a_host_whose_logging_takes_warnings_alone_has_no_event_made_for_each_write() -> None:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    try:
+        assert not EventLog().attentive
+        assert EventLog(lambda _: None).attentive
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG))
+        assert EventLog().attentive
+    finally:
+        structlog.reset_defaults()
