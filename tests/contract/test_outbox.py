@@ -414,6 +414,41 @@ async def test_an_erasure_takes_the_queue_with_it_and_counts_stay_right_for_what
     assert (file.outbox.state().entries, file.outbox.state().dead_letters) == (2, 0)
 
 
+@pytest.mark.parametrize("way", ["settled", "buried", "erased"])
+async def test_counts_stay_right_for_what_leaves_the_queue_first_after_a_failed_transaction(
+    file: HotFile, way: str
+) -> None:
+    await file.replica.erase("ada", erased_rev=None)
+    await file.outbox.accept_node("bo", fresh())
+    erasure, _ = file.outbox.claim(after_seq=0, limit=10)
+    with pytest.raises(Broken):
+        await broken(file)
+    if way == "settled":
+        applied = Applied(operation=erasure, verdict=Verdict.APPLIED, rev=1)
+        await file.outbox.settle(BatchApplied(operations=(applied,), users=()))
+    elif way == "buried":
+        await file.outbox.bury(erasure, sqlstate="22P05", reason="nothing takes it")
+    else:
+        await file.replica.erase("ada", erased_rev=1)
+    assert file.outbox.state().entries == len(seqs(file)) == 1
+    (left,) = file.outbox.claim(after_seq=0, limit=10)
+    assert file.outbox.state().payload_bytes == len(left.payload)
+
+
+async def test_the_count_of_dead_letters_stays_right_when_they_are_dropped_after_a_failed_transaction(
+    file: HotFile,
+) -> None:
+    for _ in range(2):
+        await file.outbox.accept_node("ada", fresh())
+    for one in file.outbox.claim(after_seq=0, limit=10):
+        await file.outbox.bury(one, sqlstate="22P05", reason="nothing takes it")
+    first, _ = await file.dead_letters.list()
+    with pytest.raises(Broken):
+        await broken(file)
+    await file.dead_letters.discard([first.operation.op_id])
+    assert file.outbox.state().dead_letters == len(await file.dead_letters.list()) == 1
+
+
 async def test_the_age_of_the_queue_is_that_of_its_oldest_entry(file: HotFile) -> None:
     assert file.outbox.state().oldest_at is None
     began = CLOCK.now_us()

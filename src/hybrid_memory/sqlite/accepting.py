@@ -203,8 +203,7 @@ class Acceptance:
         return row.deleted_at is None and not expired
 
     def _check_room(self, connection: sqlite3.Connection) -> None:
-        self._ledger.read(connection)  # after a failed transaction the counts are still those of it
-        queue = self._ledger.queue
+        queue = self._ledger.queue(connection)
         if queue.entries >= self._bounds.entries or queue.payload_bytes >= self._bounds.payload_bytes:
             raise Backpressure(
                 f"the durable queue holds {queue.entries} entries, {queue.payload_bytes} bytes",
@@ -214,8 +213,7 @@ class Acceptance:
     def enqueue(self, queued: Operation) -> Operation:
         """Append an operation to the queue."""
         self._ledger.staging.add_operation(queued)
-        self._ledger.queue.entries += 1
-        self._ledger.queue.payload_bytes += len(queued.payload)
+        self._ledger.count_in(queued)
         return queued
 
 

@@ -36,13 +36,13 @@ class SqliteDeadLetters:
         return await self._database.write(partial(self._retry, op_ids), after=lambda _: self._on_retried())
 
     def _retry(self, op_ids: Sequence[str] | None, connection: sqlite3.Connection) -> int:
-        chosen = _chosen(op_ids, connection)
+        chosen, queue = _chosen(op_ids, connection), self._ledger.queue(connection)
         for letter in chosen:
             # The mark in Postgres has passed the old number, so the operation gets a new one and keeps its id.
             again = letter.operation._replace(seq=self._ledger.next_seq(connection))
             self._acceptance.enqueue(again)
         _remove(connection, chosen)
-        self._ledger.queue.dead_letters -= len(chosen)
+        queue.dead_letters -= len(chosen)
         return len(chosen)
 
     async def discard(self, op_ids: Sequence[str] | None) -> int:
@@ -50,9 +50,9 @@ class SqliteDeadLetters:
         return await self._database.write(partial(self._discard, op_ids))
 
     def _discard(self, op_ids: Sequence[str] | None, connection: sqlite3.Connection) -> int:
-        chosen = _chosen(op_ids, connection)
+        chosen, queue = _chosen(op_ids, connection), self._ledger.queue(connection)
         _remove(connection, chosen)
-        self._ledger.queue.dead_letters -= len(chosen)
+        queue.dead_letters -= len(chosen)
         return len(chosen)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import cast
 
+from hybrid_memory.changes import Operation
 from hybrid_memory.clock import Clock, IdSource, StampClock
 from hybrid_memory.sqlite.staging import Staging
 
@@ -41,7 +42,7 @@ class Ledger:
         self._numbers: _Numbers | None = None
         self._stamps = StampClock(clock)
         # As of the running transaction, for the writer's thread alone; and as of the last commit, for the event loop.
-        self.queue = Queue()
+        self._queue = Queue()
         self.committed = Queue()
         # The last queue number whose writer has been answered, or is about to be.
         self.answered_seq = 0
@@ -119,7 +120,7 @@ class Ledger:
 
     def publication(self) -> Callable[[], None]:
         """What shows the event loop how things stand after a commit, to be called there."""
-        return partial(self._publish, replace(self.queue), self._numbers.last_seq if self._numbers else None)
+        return partial(self._publish, replace(self._queue), self._numbers.last_seq if self._numbers else None)
 
     def _publish(self, queue: Queue, last_seq: int | None) -> None:
         if last_seq is not None:
@@ -129,9 +130,22 @@ class Ledger:
         """Read the state from the file, so that counts are right before the first change."""
         self._read(connection)
 
+    def queue(self, connection: sqlite3.Connection) -> Queue:
+        """The counts, to be kept right by whoever changes the queue or the dead letters in this transaction.
+
+        To be had before the change: after a failed transaction they are read from the file anew.
+        """
+        self._read(connection)
+        return self._queue
+
+    def count_in(self, queued: Operation) -> None:
+        """Count an operation that was given its number in this transaction."""
+        self._queue.entries += 1
+        self._queue.payload_bytes += len(queued.payload)
+
     def count_bytes(self, connection: sqlite3.Connection) -> None:
         """Count the queue's bytes anew."""
-        (self.queue.payload_bytes,) = connection.execute(
+        (self._queue.payload_bytes,) = connection.execute(
             "select coalesce(sum(length(payload)), 0) from outbox"
         ).fetchone()
 
@@ -158,7 +172,7 @@ class Ledger:
             " from outbox"
         ).fetchone()
         (dead,) = connection.execute("select count(*) from dead_letters").fetchone()
-        self.queue.entries, self.queue.payload_bytes, self.queue.dead_letters = entries, payload_bytes, dead
+        self._queue.entries, self._queue.payload_bytes, self._queue.dead_letters = entries, payload_bytes, dead
         self._stamps.observe(stamp)
         last_seq = max(int(meta.get("last_seq", "0")), last_queued)
         return _Numbers(last_seq=last_seq, next_user_no=top_user_no + 1, next_row_id=top_row_id + 1)

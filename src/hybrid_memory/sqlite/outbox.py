@@ -215,7 +215,7 @@ class SqliteOutbox:
             self._on_settled(batch)
 
     def _settle(self, batches: list[BatchApplied], connection: sqlite3.Connection) -> None:
-        now_us = self._ledger.now_us()
+        now_us, queue = self._ledger.now_us(), self._ledger.queue(connection)
         told: list[tuple[int, int | None, Verdict]] = []
         payload_bytes = 0
         nodes: list[tuple[int, str, int]] = []
@@ -240,8 +240,8 @@ class SqliteOutbox:
         seqs = [seq for seq, _, _ in told]
         keep_verdicts(connection, seqs, told, now_us)
         removed = connection.executemany("delete from outbox where seq between ? and ?", _runs(seqs)).rowcount
-        self._ledger.queue.entries -= removed
-        self._ledger.queue.payload_bytes -= payload_bytes
+        queue.entries -= removed
+        queue.payload_bytes -= payload_bytes
         if removed != len(seqs):
             # An erasure took some of them away meanwhile, and their bytes off the count.
             self._ledger.count_bytes(connection)
@@ -275,7 +275,7 @@ class SqliteOutbox:
         )
 
     def _bury(self, dead: Operation, sqlstate: str, reason: str, connection: sqlite3.Connection) -> list[Operation]:
-        now_us = self._ledger.now_us()
+        now_us, queue = self._ledger.now_us(), self._ledger.queue(connection)
         buried = [dead, *_dependents(connection, dead)]
         for one in buried:
             why = reason if one is dead else f"it depends on {dead.op_id}: {reason}"
@@ -287,9 +287,9 @@ class SqliteOutbox:
             )
             keep_verdicts(connection, [one.seq], [(one.seq, None, Verdict.DEAD)], now_us)
             if connection.execute("delete from outbox where seq = ?", (one.seq,)).rowcount > 0:  # 0: erased meanwhile
-                self._ledger.queue.entries -= 1
-                self._ledger.queue.payload_bytes -= len(one.payload)
-                self._ledger.queue.dead_letters += 1
+                queue.entries -= 1
+                queue.payload_bytes -= len(one.payload)
+                queue.dead_letters += 1
         return buried
 
     def verdict(self, accepted: Accepted) -> tuple[Verdict, int | None] | None:

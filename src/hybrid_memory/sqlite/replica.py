@@ -336,7 +336,7 @@ class SqliteReplica:
     def _erase(
         self, user_id: str, erased_rev: int | None, connection: sqlite3.Connection
     ) -> tuple[Mapping[str, int], Shown]:
-        ledger, queue = self._ledger, self._ledger.queue
+        ledger, queue = self._ledger, self._ledger.queue(connection)
         user_no = ledger.known_user_no(connection, user_id)
         removed: dict[str, int] = {}
         queued = self._queued(connection, user_id)
