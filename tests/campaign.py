@@ -25,7 +25,16 @@ from typing import Final, Protocol
 
 import structlog
 
-from tests.campaigns import disk_errors, file_damage, kills, network, outages, power_cuts, simulation
+from tests.campaigns import (
+    disk_errors,
+    file_damage,
+    kills,
+    network,
+    outages,
+    power_cuts,
+    simulation,
+    state_machine,
+)
 from tests.campaigns.tally import Tally
 
 
@@ -49,14 +58,15 @@ class Part:
 # Three lanes, for most faults are waited out: two cores are busy with that.
 PARTS: Final[Mapping[str, Part]] = {
     "simulation": Part(lane=0, share=1.0, run=simulation.run),
-    "commits": Part(lane=1, share=0.36, run=partial(network.run, only=network.COMMITS)),
-    "network": Part(lane=1, share=0.3, run=partial(network.run, only=network.OTHERS)),
-    "power-cuts": Part(lane=1, share=0.16, run=power_cuts.run),
+    "commits": Part(lane=1, share=0.2, run=partial(network.run, only=network.COMMITS)),
+    "network": Part(lane=1, share=0.2, run=partial(network.run, only=network.OTHERS)),
+    "outages": Part(lane=1, share=0.25, run=outages.run),
+    "power-cuts": Part(lane=1, share=0.15, run=power_cuts.run),
     "disk-errors": Part(lane=1, share=0.1, run=disk_errors.run),
-    "file-damage": Part(lane=1, share=0.08, run=file_damage.run),
-    "kills": Part(lane=2, share=0.55, run=kills.run),
-    "outages": Part(lane=2, share=0.17, run=outages.run),
-    "failovers": Part(lane=2, share=0.13, run=partial(outages.run_failovers, lose_tail=True)),
+    "file-damage": Part(lane=1, share=0.1, run=file_damage.run),
+    "sequences": Part(lane=2, share=0.12, run=state_machine.run),
+    "kills": Part(lane=2, share=0.53, run=kills.run),
+    "failovers": Part(lane=2, share=0.15, run=partial(outages.run_failovers, lose_tail=True)),
 }
 # The simulation alone computes all the time; writers without an end beside it would take two thirds of its core.
 WITH_PATIENCE: Final = 5

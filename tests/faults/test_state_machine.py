@@ -1,0 +1,30 @@
+"""Any calls and any faults in any order, through the public API and with a real Postgres."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.support.memory_machine import Ground, machine_on, on_ground
+
+EXAMPLES = 15
+STEPS = 30
+
+
+def test_two_processes_keep_every_promise_whatever_is_called_and_whatever_fails() -> None:
+    def drive(ground: Ground) -> None:
+        run_state_machine_as_test(
+            machine_on(ground),
+            settings=settings(
+                max_examples=EXAMPLES,
+                stateful_step_count=STEPS,
+                deadline=None,
+                derandomize=True,
+                database=None,
+                print_blob=True,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
+        assert ground.acked > EXAMPLES * STEPS / 10
+
+    on_ground(drive)
