@@ -24,7 +24,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from tests.campaigns import disk_errors, file_damage, kills, network, outages, power_cuts, simulation
+from tests.campaigns import disk_errors, file_damage, kills, network, outages, power_cuts, sharing, simulation
 from tests.campaigns.tally import Tally
 
 
@@ -55,6 +55,7 @@ PARTS: Final[Mapping[str, Part]] = {
     "file-damage": Part(lane=1, share=0.05, run=file_damage.run),
     "kills": Part(lane=2, share=0.3, run=kills.run),
     "outages": Part(lane=2, share=0.4, run=outages.run),
+    "sharing": Part(lane=2, share=0.15, run=sharing.run),
     "failovers": Part(lane=2, share=0.3, run=partial(outages.run_failovers, lose_tail=True)),
 }
 COLUMNS: Final[Mapping[str, Callable[[Tally], str]]] = {
