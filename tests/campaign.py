@@ -32,6 +32,7 @@ from tests.campaigns import (
     network,
     outages,
     power_cuts,
+    sharing,
     simulation,
     state_machine,
 )
@@ -64,9 +65,10 @@ PARTS: Final[Mapping[str, Part]] = {
     "power-cuts": Part(lane=1, share=0.15, run=power_cuts.run),
     "disk-errors": Part(lane=1, share=0.1, run=disk_errors.run),
     "file-damage": Part(lane=1, share=0.1, run=file_damage.run),
-    "sequences": Part(lane=2, share=0.12, run=state_machine.run),
-    "kills": Part(lane=2, share=0.53, run=kills.run),
-    "failovers": Part(lane=2, share=0.15, run=partial(outages.run_failovers, lose_tail=True)),
+    "sharing": Part(lane=2, share=0.12, run=sharing.run),
+    "sequences": Part(lane=2, share=0.1, run=state_machine.run),
+    "kills": Part(lane=2, share=0.5, run=kills.run),
+    "failovers": Part(lane=2, share=0.14, run=partial(outages.run_failovers, lose_tail=True)),
 }
 # The simulation alone computes all the time; writers without an end beside it would take two thirds of its core.
 WITH_PATIENCE: Final = 5

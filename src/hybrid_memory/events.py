@@ -58,6 +58,17 @@ class Recovered:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Draining:
+    """Somebody waits for a queue of so many operations to run out.
+
+    That takes about so many seconds; None where it is not known, see `Health.drain_seconds`.
+    """
+
+    operations: int
+    seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Buried:
     """An operation went to the dead letters."""
 
@@ -154,6 +165,7 @@ Event: TypeAlias = (
     | Persisted
     | PersistFailed
     | Recovered
+    | Draining
     | Buried
     | Rewritten
     | Diverged
@@ -171,6 +183,7 @@ _NAMES: dict[type, tuple[str, str]] = {
     Persisted: ("debug", "node_persisted_to_postgres"),
     PersistFailed: ("warning", "failed_to_persist_to_postgres"),
     Recovered: ("info", "postgres_reachable_again"),
+    Draining: ("info", "draining_queue"),
     Buried: ("error", "operation_buried"),
     Rewritten: ("warning", "user_history_rewritten"),
     Diverged: ("error", "copy_diverged"),

@@ -27,7 +27,12 @@ class Condition(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """A manager's state. `causes` says why it is not ok; ages are seconds, sizes bytes."""
+    """A manager's state. `causes` says why it is not ok; ages are seconds, sizes bytes.
+
+    `drain_seconds` is how long the queue will take to run out if nothing is added, at the pace of what was carried
+    last: 0 for an empty one, None while it cannot be told (nothing carried yet, Postgres away, all of it of users not
+    persistent yet). A user whose rows somebody holds locked may take longer.
+    """
 
     condition: Condition
     causes: tuple[str, ...]
@@ -39,6 +44,7 @@ class Health:
     queued: int
     queued_bytes: int
     oldest_queued_seconds: float | None
+    drain_seconds: float | None
     dead_letters: int
     file_bytes: int
     index_bytes: int
@@ -64,6 +70,7 @@ def assess(tiers: Tiers, staff: Staff, *, control: str, users_open: int, now_us:
         queued=queue.entries,
         queued_bytes=queue.payload_bytes,
         oldest_queued_seconds=None if queue.oldest_at is None else max(0, now_us - queue.oldest_at) / 1e6,
+        drain_seconds=staff.drain_seconds,
         dead_letters=queue.dead_letters,
         file_bytes=file.bytes_on_disk,
         index_bytes=file.index_bytes,

@@ -342,13 +342,16 @@ class HybridMemoryManager:
     async def drain(self, within: timedelta) -> int:
         """Wait until the queue is carried, at most so long; returns how many operations are left.
 
-        What users who are not persistent yet have queued is left, and not waited for.
+        What users who are not persistent yet have queued is left, and not waited for. How long it will take is told
+        before by the event `Draining`, and all the while by `health().drain_seconds`.
         """
         if type(within) is not timedelta:
             raise InvalidInput("within", "must be a timedelta")
         now, relay = self._clock.monotonic, self._staff.relay
         deadline = now() + within.total_seconds()
         self._staff.carry()
+        if within > timedelta():
+            self._staff.tell_of_drain()
         while (left := self.queue().entries) and not relay.resting and (seconds := deadline - now()) > 0:
             self._progressed.clear()
             try:

@@ -13,6 +13,7 @@ from hybrid_memory.deliveries import Deliveries
 from hybrid_memory.errors import Fenced, HybridMemoryError, Misconfigured, NumbersReused
 from hybrid_memory.events import PersistFailed, QueueRenumbered, Recovered, Sink
 from hybrid_memory.messages import Opening
+from hybrid_memory.pace import Pace
 from hybrid_memory.ports import DurableTier, Outbox
 from hybrid_memory.retry import Breaker, BreakerState
 
@@ -65,6 +66,7 @@ class Relay:
         # Users with operations at or below _after_seq that still wait.
         self._left_behind: set[str] = set()
         self._last_reached = ""
+        self._pace = Pace()
         # What was carried of such users from beyond _after_seq, not to be carried again when the tail gets there.
         self._ahead: set[int] = set()
 
@@ -92,6 +94,15 @@ class Relay:
     def resting(self) -> bool:
         """It looked, and nothing is queued that it may carry; what users not persistent yet have queued stays."""
         return self._resting and not self._asked
+
+    def seconds_for(self, operations: int) -> float | None:
+        """How long so many queued operations will take, at the pace of those carried last.
+
+        None while that is not known: nothing was carried yet, Postgres is away, or all that waits is to stay.
+        """
+        if operations == 0:
+            return 0.0
+        return None if self.away or self.resting else self._pace.seconds_for(operations)
 
     def look_again(self) -> None:
         """Something may be queued that was not when it last looked."""
@@ -129,9 +140,11 @@ class Relay:
         freed = False
         if batch:
             carried = False
+            began = self._monotonic()
             try:
                 freed = await self._carrier.carry(batch)
                 carried = True
+                self._pace.carried(len(batch), self._monotonic() - began)
             except NumbersReused as reused:
                 self._events.emit(await self._renumber(reused))
                 freed = True

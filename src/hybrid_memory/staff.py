@@ -13,7 +13,7 @@ from hybrid_memory.changes import Operation
 from hybrid_memory.clock import Clock
 from hybrid_memory.connect import PostgresMode, Tiers
 from hybrid_memory.deliveries import Deliveries
-from hybrid_memory.events import Sink
+from hybrid_memory.events import Draining, Sink
 from hybrid_memory.feed import Feed, Hinter, Listener
 from hybrid_memory.files import OpenFile
 from hybrid_memory.graph import Verdict
@@ -50,6 +50,7 @@ class Staff:
     ) -> None:
         file, durable = tiers.file, tiers.durable
         self._open_users = open_users
+        self._outbox, self._events = file.outbox, events
         self._on_decided = on_decided
         self.deliveries = Deliveries()
         self.preload = Preload(
@@ -195,6 +196,16 @@ class Staff:
         """Something is queued: have the relay look."""
         self.relay.look_again()
         self.relay_service.wake()
+
+    @property
+    def drain_seconds(self) -> float | None:
+        """How long what is queued will take to be carried; see `Relay.seconds_for`."""
+        return self.relay.seconds_for(self._outbox.state().entries)
+
+    def tell_of_drain(self) -> None:
+        """Somebody waits for the queue to run out."""
+        if queued := self._outbox.state().entries:
+            self._events.emit(Draining(operations=queued, seconds=self.drain_seconds))
 
     async def stop(self) -> None:
         """End all work; what is queued stays queued."""

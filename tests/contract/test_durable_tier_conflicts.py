@@ -185,3 +185,45 @@ async def test_one_batch_may_meet_every_fate(meeting: Meeting) -> None:
     assert (batch.users[0].before_rev, batch.users[0].head_rev, batch.users[0].as_sent) == (1, 3, False)
     rows = await meeting.admin.fetch("select rev from memory.nodes order by rev")
     assert [row["rev"] for row in rows] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("rule", "verdict"), [(Rule.REPLACE, Verdict.SUPERSEDED), (Rule.COMPARE, Verdict.REJECTED)])
+async def test_a_loser_that_is_sent_again_hears_again_that_it_lost(
+    meeting: Meeting, rule: Rule, verdict: Verdict
+) -> None:
+    await meeting.they_store(stamp=LATE)
+    ours = meeting.ours.store("u", node_id=meeting.node_id, text="ours", rule=rule)
+    assert [(await meeting.we_send(ours)).verdict for _ in range(2)] == [verdict, verdict]
+    assert await meeting.lost() == ["ours"]
+
+
+async def test_what_an_erasure_beat_hears_so_again_when_it_is_sent_again(meeting: Meeting) -> None:
+    await meeting.they_store()
+    ours = meeting.ours.store("u", text="ours")
+    await meeting.tier.erase(meeting.theirs.opening, meeting.theirs.erase("u"))
+    assert [(await meeting.we_send(ours)).verdict for _ in range(2)] == [Verdict.REJECTED, Verdict.REJECTED]
+
+
+async def test_a_relationship_that_a_deletion_beat_hears_so_again_when_it_is_sent_again(meeting: Meeting) -> None:
+    one, two = meeting.theirs.store("u"), meeting.theirs.store("u")
+    knows = meeting.theirs.relate("u", one.entity_id, two.entity_id)
+    await meeting.tier.apply(meeting.theirs.opening, [one, two, knows], {})
+    await meeting.tier.apply(meeting.theirs.opening, [meeting.theirs.bury("u", two)], {})
+    ours = meeting.ours.relate("u", one.entity_id, two.entity_id, stamp=LATE)
+    assert [(await meeting.we_send(ours)).verdict for _ in range(2)] == [Verdict.SUPERSEDED, Verdict.SUPERSEDED]
+
+
+async def test_a_relationship_of_what_an_unheard_erasure_has_taken_is_rejected_and_not_dead(meeting: Meeting) -> None:
+    """Its writer never heard of an erasure, so time decides: its nodes come before it, the relationship after."""
+    one, two = meeting.ours.store("u"), meeting.ours.store("u")
+    await meeting.tier.erase(meeting.theirs.opening, meeting.theirs.erase("u"))
+    three = meeting.ours.store("u")
+    knows = [meeting.ours.relate("u", *ends) for ends in ((one.entity_id, two.entity_id), (three.entity_id,) * 2)]
+    batch = await meeting.tier.decide(meeting.ours.opening, [one, two, three, *knows], -1)
+    assert [applied.verdict for applied in batch.operations] == [
+        Verdict.REJECTED,
+        Verdict.REJECTED,
+        Verdict.APPLIED,
+        Verdict.REJECTED,
+        Verdict.APPLIED,
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import sqlite3
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -107,6 +108,21 @@ async def test_every_acknowledged_write_of_a_damaged_file_is_saved_or_named_as_l
 async def test_of_a_file_whose_first_page_is_gone_everything_queued_is_saved(tmp_path: Path, damage: Damage) -> None:
     left, acks = await killed(tmp_path, in_file=True)
     damage(left)
+    async with HybridMemoryManager.open(postgres="off", data_dir=left) as manager:
+        assert await readable(manager, acks) == {ack.seq for ack in acks}
+        assert manager.queue().entries == WRITES
+
+
+async def test_a_file_whose_damage_cannot_even_be_put_into_words_is_set_aside_and_its_queue_saved(
+    tmp_path: Path,
+) -> None:
+    left, acks = await killed(tmp_path, in_file=True)
+    # SQLite names the table whose definition it cannot parse, and this name is no text.
+    whole, torn = b"tablenodesnodes", b"table\xff\xfe\xff\xfe\xffnodes"
+    content = (left / FILE).read_bytes()
+    (place,) = (found.start() for found in re.finditer(whole + rb".{1,3}CREATE", content, re.DOTALL))
+    damaged = torn + content[place + len(whole) :].replace(b"CREATE", b"CREATX", 1)
+    (left / FILE).write_bytes(content[:place] + damaged)
     async with HybridMemoryManager.open(postgres="off", data_dir=left) as manager:
         assert await readable(manager, acks) == {ack.seq for ack in acks}
         assert manager.queue().entries == WRITES

@@ -8,7 +8,7 @@ from pathlib import Path
 from hybrid_memory import HybridMemoryManager, Receipt, Status
 from hybrid_memory.embedded.binaries import usable_programs
 from hybrid_memory.embedded.place import server_account
-from hybrid_memory.events import Rewritten
+from hybrid_memory.events import Buried, Rewritten
 from hybrid_memory.health import Condition
 from hybrid_memory.testing.failover import Pair
 from hybrid_memory.testing.postgres import short_folder
@@ -76,6 +76,34 @@ async def test_what_a_failover_lost_comes_back_from_the_copy_of_an_open_user(fai
         assert await contents(memory) == before
         assert [n.node.node_id for n in await memory.neighbours(kept[1].node_id)] == [lost[0].node_id]
     assert await numbers_at(failover, "ada") == sorted([1, 3, 4, 100, *range(5, 20)])
+
+
+async def test_what_died_for_want_of_a_node_that_a_failover_lost_is_queued_again_behind_it(
+    failover: Pair, tmp_path: Path
+) -> None:
+    ears = Ears()
+    async with opened(failover.dsn, tmp_path / "data", ears=ears) as manager:
+        memory = await manager.ensure_user_memories("ada")
+        (kept,) = await stored(manager, "ada", 1)
+        await failover.catch_up()
+        await failover.lag()
+        (lost,) = await stored(manager, "ada", 2)
+        # Queued before anybody knows of the loss, so it goes before the node comes back.
+        failover.proxy.shut()
+        await memory.relate(kept.node_id, lost.node_id, "led_to", wait=0)
+        since = lineage(manager)
+        await failover.promote(lose_tail=True)
+        await restored(manager, since)
+        assert {event.sqlstate for event in ears.all(Buried)} <= {"23503"}
+
+        async def nothing_is_dead() -> bool:
+            return manager.queue().entries == 0 and await manager.dead_letters.list() == []
+
+        await eventually(nothing_is_dead, seconds=SECONDS)
+        await both_tiers_agree(manager, memory)
+        assert [n.node.node_id for n in await memory.neighbours(kept.node_id)] == [lost.node_id]
+    async with connected(failover.admin_dsn) as admin:
+        assert await admin.fetchval("select count(*) from memory.relationships where deleted_at is null") == 1
 
 
 async def test_reads_show_what_was_lost_all_the_time(failover: Pair, tmp_path: Path) -> None:

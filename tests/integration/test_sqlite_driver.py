@@ -220,6 +220,22 @@ def test_a_damaged_file_is_corrupt(driver: Driver, tmp_path: Path) -> None:
         assert type(translated(driver, connection, "select * from notes")) is StorageCorrupt
 
 
+def test_a_damaged_file_is_corrupt_though_the_words_of_its_error_cannot_be_read(driver: Driver, tmp_path: Path) -> None:
+    path = tmp_path / "hot.db"
+    with closing(driver.connect(path, create=True)) as connection:
+        connection.execute("create table notes (note text)")
+    # SQLite names the table whose definition it cannot parse, and this name is no text.
+    whole, torn = b"tablenotesnotes\x02CREATE", b"table\xff\xfe\xff\xfe\xffnotes\x02CREATX"
+    content = path.read_bytes()
+    assert whole in content
+    path.write_bytes(content.replace(whole, torn))
+    with closing(driver.connect(path)) as connection:
+        with pytest.raises(driver.errors) as caught:
+            connection.execute("select * from notes")
+        assert type(driver.translate(caught.value)) is StorageCorrupt
+        assert driver.disk_failed(caught.value)
+
+
 def test_a_file_locked_by_another_is_busy(driver: Driver, writer: sqlite3.Connection, tmp_path: Path) -> None:
     writer.execute("begin immediate")
     with closing(driver.connect(tmp_path / "hot.db")) as other:

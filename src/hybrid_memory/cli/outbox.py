@@ -23,6 +23,7 @@ from hybrid_memory.cli.slots import (
     is_held,
     number_in,
     objects_in,
+    seconds_in,
     text_in,
     with_slots,
 )
@@ -114,12 +115,17 @@ async def drain_outbox(arguments: argparse.Namespace, place: Place) -> Outcome:
         task = bar.add_task("carrying the queues", total=None)
         left: dict[int, int] = {}
         most: dict[int, int] = {}
+        seconds: dict[int, float | None] = {}
 
-        def moved(slot: int, queued: int) -> None:
-            left[slot] = queued
+        def moved(slot: int, queued: int, takes: float | None) -> None:
+            left[slot], seconds[slot] = queued, takes
             most[slot] = max(most.get(slot, 0), queued)
             total = sum(most.values())
-            bar.update(task, total=total, completed=total - sum(left.values()))
+            # They drain side by side: the slowest is waited for.
+            longest = max((known for known in seconds.values() if known), default=None)
+            about = "" if longest is None else f", about {span(longest)} left"
+            done = total - sum(left.values())
+            bar.update(task, total=total, completed=done, description=f"carrying the queues{about}")
 
         async with AsyncExitStack() as held:
             if any(not is_held(place, number) for number in numbers):
@@ -141,12 +147,12 @@ def _bar(place: Place) -> Progress:
     )
 
 
-async def _drain(slot: Reached, until: float, moved: Callable[[int, int], None]) -> Answer:
+async def _drain(slot: Reached, until: float, moved: Callable[[int, int, float | None], None]) -> Answer:
     """Drain one slot in steps, so that it is seen to move. The answer tells how many were carried and are left."""
     answer = await slot.ask("outbox_drain", {"within": 0.0})
     before = number_in(answer.data, "queued")
     while answer.failure is None and (left := number_in(answer.data, "queued")):
-        moved(slot.number, left)
+        moved(slot.number, left, seconds_in(answer.data, "drain_seconds"))
         seconds = min(_STEP_SECONDS, until - time.monotonic())
         if seconds <= 0:
             break
@@ -158,12 +164,13 @@ async def _drain(slot: Reached, until: float, moved: Callable[[int, int], None])
     if answer.failure is not None:
         return answer
     left = number_in(answer.data, "queued")
-    moved(slot.number, left)
+    takes = seconds_in(answer.data, "drain_seconds")
+    moved(slot.number, left, takes)
     data: dict[str, JsonValue] = {**answer.data, "carried": max(0, before - left)}
-    return Answer(data=data, failure=_why_left(left, text_in(answer.data, "relay")))
+    return Answer(data=data, failure=_why_left(left, text_in(answer.data, "relay"), takes))
 
 
-def _why_left(left: int, relay: str) -> Failure | None:
+def _why_left(left: int, relay: str, takes: float | None) -> Failure | None:
     """The failure that operations left in a queue stand for."""
     if not left:
         return None
@@ -171,7 +178,10 @@ def _why_left(left: int, relay: str) -> Failure | None:
     if relay == "off":
         return Failure(code="misconfigured", message=f"{what}: there is no Postgres", fix="give its DSN with --dsn")
     if relay in {"ok", "dead"}:
-        return Failure(code="queue_not_empty", message=what, retryable=True, fix="give it longer with --within")
+        longer = "give it longer with --within"
+        if takes:
+            longer += f": about {span(takes)} more at the present pace"
+        return Failure(code="queue_not_empty", message=what, retryable=True, fix=longer)
     return Failure(
         code=relay,
         message=f"{what}: Postgres does not take them ({relay})",

@@ -151,6 +151,12 @@ def number_in(data: Mapping[str, JsonValue], name: str) -> int:
     return value if isinstance(value, int) else 0
 
 
+def seconds_in(data: Mapping[str, JsonValue], name: str) -> float | None:
+    """A duration out of an answer; None where there is none."""
+    value = data.get(name)
+    return float(value) if isinstance(value, int | float) else None
+
+
 def text_in(data: Mapping[str, JsonValue], name: str) -> str:
     """A text out of an answer; empty where there is none."""
     value = data.get(name)

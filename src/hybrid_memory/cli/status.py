@@ -6,7 +6,16 @@ import argparse
 
 from hybrid_memory.cli.outcome import Cell, Column, Line, Outcome, Section, Table, Tone, Toned
 from hybrid_memory.cli.places import Place
-from hybrid_memory.cli.slots import Reply, ask_slots, chosen_slots, first_failure, number_in, object_in, text_in
+from hybrid_memory.cli.slots import (
+    Reply,
+    ask_slots,
+    chosen_slots,
+    first_failure,
+    number_in,
+    object_in,
+    seconds_in,
+    text_in,
+)
 from hybrid_memory.cli.wording import counted, room, span
 from hybrid_memory.graph import JsonValue
 
@@ -58,6 +67,7 @@ def _sections(place: Place, slots: list[dict[str, JsonValue]], totals: dict[str,
             Column(name="users"),
             Column(name="queued"),
             Column(name="oldest"),
+            Column(name="drains in"),
             Column(name="dead"),
             Column(name="file"),
         ),
@@ -73,7 +83,6 @@ def _row(slot: dict[str, JsonValue]) -> tuple[Cell, ...]:
     if slot["owner"] == "gone" and not health:
         condition = "unreadable"
     queued, dead = number_in(health, "queued"), number_in(health, "dead_letters")
-    oldest = health.get("oldest_queued_seconds")
     return (
         number_in(slot, "slot"),
         "gone" if slot["owner"] == "gone" else f"pid {pid}" if isinstance(pid, int) else "running",
@@ -81,7 +90,8 @@ def _row(slot: dict[str, JsonValue]) -> tuple[Cell, ...]:
         text_in(health, "postgres") or "-",
         number_in(health, "users_held"),
         Toned(text=f"{queued:,}", tone="warn" if queued and slot["owner"] == "gone" else "plain"),
-        span(oldest if isinstance(oldest, float) else None),
+        span(seconds_in(health, "oldest_queued_seconds")),
+        span(seconds_in(health, "drain_seconds") if queued else None),
         Toned(text=f"{dead:,}", tone="bad" if dead else "plain"),
         room(number_in(health, "file_bytes")),
     )

@@ -114,7 +114,8 @@ class Desk:
 
     async def _outbox_drain(self, arguments: _Arguments) -> Data:
         left = await self._manager.drain(timedelta(seconds=arguments.within))
-        return {"queued": left, "relay": await self._relay()}
+        seconds = (await self._manager.health()).drain_seconds
+        return {"queued": left, "relay": await self._relay(), "drain_seconds": seconds}
 
     async def _relay(self) -> str:
         """How the relay is: `ok`, `off` without a Postgres, else why nothing is carried."""

@@ -19,10 +19,11 @@ from hybrid_memory.messages import (
     Disputed,
     Opening,
 )
+from hybrid_memory.payloads import carried_relationship
 from hybrid_memory.postgres import batches
 from hybrid_memory.postgres.batches import UserChanges
 from hybrid_memory.postgres.database import Connection, Link, Meet, PostgresSettings, Purpose, transaction
-from hybrid_memory.postgres.deciding import Decided, Lost, Standing, decide
+from hybrid_memory.postgres.deciding import Decided, Lost, Standing, decide, told_again, verdict_of_loser
 from hybrid_memory.postgres.lock_waits import LockWaits
 from hybrid_memory.postgres.roles import Capabilities, check_server
 from hybrid_memory.postgres.rows import node_row, relationship_row
@@ -127,9 +128,18 @@ class PostgresDurableTier:
         done = _done(opening, opened, operations)
         standings = await self._standings(connection, user_id, operations)
         fresh = [operation for operation in operations if operation.seq > done]
+        erased = {one.seq for one in operations if _before_erasure(one, opened, erased_rev)}
+        if erased_rev < 0 and opened["erased_at"] is not None:
+            erased |= await self._endless(connection, user_id, [one for one in fresh if one.seq not in erased])
+        again = [
+            told_again(one, standings.get((one.kind, one.entity_id)), opening.client_id, erased=one.seq in erased)
+            for one in operations
+            if one.seq <= done
+        ]
+        told = await self._unless_beaten(connection, opening, user_id, again)
         decided = [
             Decided(operation=one, verdict=Verdict.REJECTED)
-            if _before_erasure(one, opened, erased_rev)
+            if one.seq in erased
             else decide(one, standings.get((one.kind, one.entity_id)), opening.client_id)
             for one in fresh
         ]
@@ -147,23 +157,11 @@ class PostgresDurableTier:
             changing = [one.operation.seq for one in decided if one.change is not None]
             revs = dict(zip(changing, range(opened["head_rev"] + 1, head_rev + 1), strict=True))
             await self._remember(connection, opening, user_id, [one.lost for one in decided if one.lost is not None])
-        verdicts = {one.operation.seq: one.verdict for one in decided}
+        told += [Applied(one.operation, one.verdict, revs.get(one.operation.seq)) for one in decided]
+        as_sent = len(decided) == len(operations) and all(map(_untouched, decided))
         return BatchApplied(
-            operations=tuple(
-                Applied(operation=one, verdict=verdicts[one.seq], rev=revs.get(one.seq))
-                if one.seq in verdicts
-                else _already(one, standings.get((one.kind, one.entity_id)), opening)
-                for one in operations
-            ),
-            users=(
-                AppliedUser(
-                    user_id=user_id,
-                    epoch=opened["epoch"],
-                    before_rev=opened["head_rev"],
-                    head_rev=head_rev,
-                    as_sent=len(decided) == len(operations) and all(map(_untouched, decided)),
-                ),
-            ),
+            operations=tuple(told),
+            users=(AppliedUser(user_id, opened["epoch"], opened["head_rev"], head_rev, as_sent),),
         )
 
     _OPEN_USER: Final[LiteralString] = """
@@ -250,6 +248,51 @@ class PostgresDurableTier:
             rows = orjson.dumps([_lost_members(one) for one in lost]).decode()
             await connection.execute(self._REMEMBER, user_id, opening.client_id, rows)
 
+    _BEATEN: Final[LiteralString] = """
+        select a.seq
+        from unnest($3::bigint[], $4::uuid[], $5::bigint[]) as a (seq, node_id, stamp)
+        where exists (select 1 from memory.node_history h where h.user_id = $1 and h.node_id = a.node_id
+            and h.reason = 'lost' and h.writer = $2 and h.stamp = a.stamp)
+    """
+
+    async def _unless_beaten(
+        self, connection: Connection, opening: Opening, user_id: str, told: Sequence[Applied]
+    ) -> list[Applied]:
+        """What is told of operations whose first answer was lost, where the history does not say that they lost."""
+        nodes = [one.operation for one in told if one.operation.kind is Kind.NODE and one.rev is None]
+        if not nodes:
+            return list(told)
+        columns = zip(*((one.seq, one.entity_id, one.stamp) for one in nodes), strict=True)
+        records = await connection.fetch(self._BEATEN, user_id, opening.client_id, *map(list, columns))
+        lost = {cast("int", record["seq"]) for record in records}
+        return [
+            one._replace(verdict=verdict_of_loser(one.operation)) if one.operation.seq in lost else one for one in told
+        ]
+
+    _PRESENT: Final[LiteralString] = """
+        select a.node_id::text
+        from unnest($2::uuid[]) as a (node_id)
+        where exists (select 1 from memory.nodes n where n.user_id = $1 and n.node_id = a.node_id)
+    """
+
+    async def _endless(self, connection: Connection, user_id: str, operations: Sequence[Operation]) -> set[int]:
+        """The numbers of relationships at nodes that are neither there nor among the operations.
+
+        Whoever had not heard of an erasure may relate, after it by the clock, what it has taken away.
+        """
+        ends = {
+            operation.seq: (row.source_id, row.target_id)
+            for operation in operations
+            if operation.kind is Kind.RELATIONSHIP
+            for row in (carried_relationship(operation.payload).row,)
+        }
+        if not ends:
+            return set()
+        asked = sorted({str(node_id) for pair in ends.values() for node_id in pair})
+        present = {cast("str", record[0]) for record in await connection.fetch(self._PRESENT, user_id, asked)}
+        present |= {operation.entity_id for operation in operations if operation.kind is Kind.NODE}
+        return {seq for seq, pair in ends.items() if not present.issuperset(pair)}
+
     _LIMIT: Final[LiteralString] = "select set_config('statement_timeout', $1, true)"
     _ERASE: Final[LiteralString] = "select erased_rev from memory.erase($1, $2, $3, $4, $5)"
 
@@ -311,12 +354,6 @@ def _before_erasure(operation: Operation, opened: asyncpg.Record, erased_rev: in
 
 def _untouched(decided: Decided) -> bool:
     return decided.as_sent and decided.change is not None and not batches.buries_node(decided.change)
-
-
-def _already(operation: Operation, standing: Standing | None, opening: Opening) -> Applied:
-    """What is known of an operation whose first answer was lost."""
-    ours = standing is not None and standing.made_by(opening.client_id, operation.seq)
-    return Applied(operation=operation, verdict=Verdict.APPLIED, rev=standing.row.rev if standing and ours else None)
 
 
 def _lost_members(lost: Lost) -> dict[str, object]:

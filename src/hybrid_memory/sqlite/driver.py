@@ -122,7 +122,7 @@ class Driver:
         that all is well, though what the first one could not write is gone.
         """
         code: int | None = getattr(error, "sqlite_errorcode", None)
-        return code is not None and code & _PRIMARY_CODE in _DISK_FAILED
+        return _is_unreadable(error) or (code is not None and code & _PRIMARY_CODE in _DISK_FAILED)
 
     def translate(self, error: BaseException) -> HybridMemoryError:
         """Our error for one of `errors`, by its result code, never by its message; raise it `from` the failure."""
@@ -130,8 +130,7 @@ class Driver:
         code: int | None = getattr(error, "sqlite_errorcode", None)
         name: str = getattr(error, "sqlite_errorname", type(error).__name__)
         primary = None if code is None else code & _PRIMARY_CODE
-        unreadable = isinstance(error, UnicodeDecodeError)
-        if primary in _DAMAGED or code == _FILE_SYSTEM_DAMAGED or unreadable:
+        if primary in _DAMAGED or code == _FILE_SYSTEM_DAMAGED or _is_unreadable(error):
             return StorageCorrupt(
                 f"the local file is damaged or not a database ({name})", fix="run `hybrid-memory doctor`"
             )
@@ -140,6 +139,11 @@ class Driver:
         if primary in _LOCKED_BY_OTHERS:
             return DataDirBusy(f"the local file is locked by another process ({name})", fix="stop that process")
         return StorageFailed(f"the local file failed ({name})", fix="check the disk and the data directory")
+
+
+def _is_unreadable(error: BaseException) -> bool:
+    """Whether the words of an error quote a damaged file, so that Python could not read them."""
+    return isinstance(error, UnicodeDecodeError)
 
 
 def has_wal_reset_bug(version: tuple[int, int, int]) -> bool:
@@ -185,7 +189,7 @@ def describe(module: SqliteModule) -> Driver:
         name=module.__name__,
         version_info=module.sqlite_version_info,
         loads_extensions=_loads_extensions(module),
-        # The second where the words of an error quote a damaged file: Python cannot read them.
+        # The second where the words of an error cannot be read.
         errors=(module.Error, UnicodeDecodeError),
         module=module,
     )
