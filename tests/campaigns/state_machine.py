@@ -8,6 +8,7 @@ from itertools import count
 from typing import Final
 
 from hypothesis import HealthCheck, Phase, seed, settings
+from hypothesis.errors import Flaky
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.campaigns.tally import Tally
@@ -33,7 +34,7 @@ def run(*, seconds: float, seed: int) -> list[Tally]:
                 break
             try:
                 run_state_machine_as_test(_start_from(number)(machine_on(ground)), settings=_settings())
-            except AssertionError as broken:
+            except (AssertionError, Flaky) as broken:
                 sys.stderr.write(f"sequences from {number}: {broken}\n{''.join(_steps(broken))}")
                 tally.lost += 1
         tally.injected = next(ground.numbers)
@@ -55,5 +56,5 @@ def _settings() -> settings:
     )
 
 
-def _steps(broken: AssertionError) -> list[str]:
+def _steps(broken: BaseException) -> list[str]:
     return [f"{note}\n" for note in getattr(broken, "__notes__", ())]

@@ -414,6 +414,18 @@ async def test_an_erasure_takes_the_queue_with_it_and_counts_stay_right_for_what
     assert (file.outbox.state().entries, file.outbox.state().dead_letters) == (2, 0)
 
 
+async def test_what_died_and_was_queued_again_is_told_as_it_was_decided_then(file: HotFile) -> None:
+    accepted = await file.outbox.accept_node("ada", fresh())
+    for _ in range(2):
+        (queued,) = file.outbox.claim(after_seq=0, limit=10)
+        await file.outbox.bury(queued, sqlstate="22P05", reason="nothing takes it")
+        assert file.outbox.verdict(accepted) == (Verdict.DEAD, None)
+        await file.dead_letters.retry(None)
+        assert file.outbox.verdict(accepted) is None
+    await file.outbox.settle(carried(file.outbox.claim(after_seq=0, limit=10), before_rev=6))
+    assert file.outbox.verdict(accepted) == (Verdict.APPLIED, 7)
+
+
 @pytest.mark.parametrize("way", ["settled", "buried", "erased"])
 async def test_counts_stay_right_for_what_leaves_the_queue_first_after_a_failed_transaction(
     file: HotFile, way: str

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.support.memory_machine import Ground, machine_on, on_ground
 
-EXAMPLES = 15
+EXAMPLES = 12
 STEPS = 30
 
 
@@ -21,6 +21,7 @@ def test_two_processes_keep_every_promise_whatever_is_called_and_whatever_fails(
                 deadline=None,
                 derandomize=True,
                 database=None,
+                phases=(Phase.generate,),
                 print_blob=True,
                 suppress_health_check=list(HealthCheck),
             ),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -59,7 +59,7 @@ class Ground:
     slowest_rest_s: float = 0.0
 
 
-Fault: TypeAlias = Callable[[Ground, Proxy], Awaitable[None]]
+Fault: TypeAlias = Callable[[Ground, Proxy], Coroutine[object, object, None]]
 
 
 def on_ground(work: Callable[[Ground], T]) -> T:

@@ -14,6 +14,7 @@ from hybrid_memory.sqlite.accepting import Acceptance
 from hybrid_memory.sqlite.database import Database
 from hybrid_memory.sqlite.ledger import Ledger
 from hybrid_memory.sqlite.rows import SqlRow, operation
+from hybrid_memory.sqlite.verdicts import keep_renewal
 
 
 class SqliteDeadLetters:
@@ -41,6 +42,7 @@ class SqliteDeadLetters:
             # The mark in Postgres has passed the old number, so the operation gets a new one and keeps its id.
             again = letter.operation._replace(seq=self._ledger.next_seq(connection))
             self._acceptance.enqueue(again)
+            keep_renewal(connection, letter.operation.seq, again.seq, self._ledger.now_us())
         _remove(connection, chosen)
         queue.dead_letters -= len(chosen)
         return len(chosen)

@@ -29,7 +29,7 @@ from hybrid_memory.sqlite.past import remember_erasures
 from hybrid_memory.sqlite.rows import SqlRow, operation
 from hybrid_memory.sqlite.settling import Settling
 from hybrid_memory.sqlite.staging import move_cursors, number_nodes
-from hybrid_memory.sqlite.verdicts import keep_verdicts, kept_verdict
+from hybrid_memory.sqlite.verdicts import keep_verdicts, kept_verdict, newest_number
 from hybrid_memory.sqlite.withdrawing import withdraw
 
 # Some batches' worth: the relay is seldom further behind, and then reads the file.
@@ -297,7 +297,7 @@ class SqliteOutbox:
 
         A receipt past its retention reads as applied: whatever else would still be in the dead letters.
         """
-        seq = self._number_of(accepted)
+        seq = newest_number(self._database.point, self._number_of(accepted))
         applied = self.settling.decision(seq)
         if applied is not None:
             return applied.verdict, applied.rev

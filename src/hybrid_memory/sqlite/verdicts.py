@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from typing import cast
+from typing import Final, cast
 
 import orjson
 
@@ -12,9 +12,12 @@ from hybrid_memory.changes import Operation
 from hybrid_memory.graph import Verdict
 from hybrid_memory.sqlite.point_reader import PointReader
 
+# In a verdict's place, with another number in the revision's: it was queued again under that.
+_AGAIN: Final = "again"
+
 
 def keep_verdicts(
-    connection: sqlite3.Connection, seqs: list[int], decided: list[tuple[int, int | None, Verdict]], now_us: int
+    connection: sqlite3.Connection, seqs: list[int], decided: Sequence[tuple[int, int | None, str]], now_us: int
 ) -> None:
     """Write down what was decided on a batch, in one row; `seqs` are its numbers in order."""
     connection.execute(
@@ -30,6 +33,22 @@ def keep_rejections(connection: sqlite3.Connection, rejected: Sequence[Operation
     """
     for one in rejected:
         keep_verdicts(connection, [one.seq], [(one.seq, None, Verdict.REJECTED)], now_us)
+
+
+def keep_renewal(connection: sqlite3.Connection, buried: int, renewed: int, now_us: int) -> None:
+    """Write down that a dead operation was queued again, in the place of its verdict."""
+    keep_verdicts(connection, [buried], [(buried, renewed, _AGAIN)], now_us)
+
+
+def newest_number(reader: PointReader, seq: int) -> int:
+    """The number under which an operation was last queued, if it was ever queued again."""
+    while True:
+        rows = reader.all("select decided from receipts where first_seq = ?1 and last_seq = ?1", (seq,))
+        told = [orjson.loads(decided) for (decided,) in cast("list[tuple[str]]", rows)]
+        (following,) = [number for ((_, number, verdict),) in told if verdict == _AGAIN] or [seq]
+        if following == seq:
+            return seq
+        seq = following
 
 
 def kept_verdict(reader: PointReader, seq: int) -> tuple[Verdict, int | None] | None:
@@ -48,6 +67,6 @@ def revisions_behind(connection: sqlite3.Connection, seq: int) -> frozenset[int]
     return frozenset(
         rev
         for (decided,) in cast("list[tuple[str]]", rows)
-        for number, rev, _ in cast("list[tuple[int, int | None, str]]", orjson.loads(decided))
-        if number > seq and rev is not None
+        for number, rev, verdict in cast("list[tuple[int, int | None, str]]", orjson.loads(decided))
+        if number > seq and rev is not None and verdict != _AGAIN
     )
