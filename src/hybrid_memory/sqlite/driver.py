@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, Protocol, cast
 
 from hybrid_memory.errors import DataDirBusy, HybridMemoryError, StorageCorrupt, StorageFailed, StorageFull
-from hybrid_memory.sqlite.syncing import refused_by_disk
+from hybrid_memory.sqlite.failures import refused
 
 # The JSON functions are part of every library from here on; the hot tier's statements need them and strict tables.
 OLDEST_USABLE: Final = (3, 38, 0)
@@ -224,7 +224,7 @@ def create_private(path: Path) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        raise refused_by_disk(error, "the local file") from None
+        raise refused(error, "the local file") from None
     return True
 
 

@@ -14,8 +14,9 @@ from hybrid_memory.errors import StorageCorrupt
 from hybrid_memory.events import FileQuarantined
 from hybrid_memory.payloads import carried_node, carried_relationship
 from hybrid_memory.sqlite.accepting import QueueBounds
-from hybrid_memory.sqlite.disks import check_rights, unusable
+from hybrid_memory.sqlite.disks import check_rights
 from hybrid_memory.sqlite.driver import Driver, choose_driver, configure_writer
+from hybrid_memory.sqlite.failures import refused
 from hybrid_memory.sqlite.hot_file import HotFile, make_ours
 from hybrid_memory.sqlite.inspection import NotOurs
 from hybrid_memory.sqlite.quarantine import Quarantine, Report, begin, unfinished
@@ -47,8 +48,8 @@ async def open_whole(
             interrupted = begin(data_dir, slot.number, from_us(clock.now_us()))
     try:
         report = await asyncio.to_thread(mend, interrupted, slot.path, choose_driver(), clock)
-    except OSError as refused:
-        raise unusable(refused) from None
+    except OSError as error:
+        raise refused(error, "the data directory") from None
     file = await opened()
     file.findings.append(
         FileQuarantined(
