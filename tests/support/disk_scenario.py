@@ -39,7 +39,9 @@ class Player:
 
     async def do(self, deed: str, *about: str) -> None:
         """Do it; nothing while no manager is open."""
-        if deed == "open":
+        if deed == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif deed == "open":
             await self._attempt(deed, self._open())
         elif (manager := self._manager) is None:
             return

@@ -34,7 +34,6 @@ _DISK_FAILED: Final = frozenset({10, 11, 26})  # IOERR, CORRUPT, NOTADB
 _LOCKED_BY_OTHERS: Final = frozenset({5, 15})  # BUSY, PROTOCOL
 _NO_ROOM: Final = 13  # FULL
 _DAMAGED: Final = frozenset({11, 26})  # CORRUPT, NOTADB
-_FILE_SYSTEM_DAMAGED: Final = 8458  # IOERR_CORRUPTFS
 
 
 class SqliteModule(Protocol):
@@ -131,7 +130,7 @@ class Driver:
         name: str = getattr(error, "sqlite_errorname", type(error).__name__)
         primary = None if code is None else code & _PRIMARY_CODE
         unreadable = isinstance(error, UnicodeDecodeError)
-        if primary in _DAMAGED or code == _FILE_SYSTEM_DAMAGED or unreadable:
+        if primary in _DAMAGED or unreadable:
             return StorageCorrupt(
                 f"the local file is damaged or not a database ({name})", fix="run `hybrid-memory doctor`"
             )
