@@ -70,6 +70,8 @@ class Player:
                 return self._drain(manager)
             case "health":
                 return self._health(manager)
+            case "why":
+                return self._why(manager)
             case _:
                 raise ValueError(deed)
 
@@ -108,6 +110,11 @@ class Player:
 
     async def _health(self, manager: HybridMemoryManager) -> None:
         self.ends.append(("condition", (await manager.health()).condition))
+
+    async def _why(self, manager: HybridMemoryManager) -> None:
+        health = await manager.health()
+        self.ends += [("condition", health.condition), ("queued", str(health.queued))]
+        self.ends += [("cause", cause) for cause in health.causes]
 
 
 def hear() -> bytes:
