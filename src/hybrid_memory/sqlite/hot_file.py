@@ -89,7 +89,9 @@ class HotFile:
         self.replica = SqliteReplica(database, ledger, acceptance, self._shown)
         self.past = SqlitePast(database, acceptance, on_queued=self._retried, on_changed=self.hot.cursor_changed)
         self.scratch = SqliteScratch(database, acceptance, clock, self.outbox.accept)
-        self.dead_letters = SqliteDeadLetters(database, ledger, acceptance, self._retried)
+        self.dead_letters = SqliteDeadLetters(
+            database, ledger, acceptance, self._retried, on_changed=self.hot.cursor_changed
+        )
 
     @classmethod
     async def open(
