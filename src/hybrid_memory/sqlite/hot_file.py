@@ -183,6 +183,7 @@ class HotFile:
     def _shown(self, shown: Shown) -> None:
         if shown.user_no is None:
             self.outbox.forget_newest()
+            self.outbox.let_go(shown.user_id)
         if shown.erasure_seq or shown.rejected:
             self.outbox.erased(shown.user_id, shown.erasure_seq)
         if shown.erasure_seq:
