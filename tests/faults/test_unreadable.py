@@ -7,15 +7,20 @@ import random
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from hybrid_memory.testing.disk import Call, DiskFault, FaultDisk
+from tests.plugins.postgres import Database
+from tests.support.dead_owners import give_head, in_slot, left_in, numbers_of, store, user_locked
 from tests.support.images import FILE, ruin_first_page
 from tests.support.sick_disk import Ends, Puppet, puppet
+from tests.support.waiting import eventually, until
 
 READS = frozenset({Call.READ})
 NEVER = 10**9
-SAMPLE = 12
+SAMPLE = 8
+SECONDS = 30.0
 STORED = set("abc")
 
 
@@ -124,3 +129,32 @@ async def test_a_damaged_file_that_cannot_be_read_is_mended_once_it_can(disk: Fa
     assert there(again) == STORED
     assert (folder / "quarantine").exists()
     await player.end()
+
+
+async def test_a_dead_owners_file_that_could_not_be_read_is_adopted_when_it_can(
+    disk: FaultDisk, player: Puppet, postgres: Database, admin: asyncpg.Connection
+) -> None:
+    folder = disk.root / "adopted"
+    await give_head(postgres, folder, "ada")
+    async with user_locked(postgres.admin_dsn, "ada"), in_slot(1, folder, postgres.app_dsn) as owner:
+        await store(owner.user("ada"), 3)
+    assert left_in(1, folder) == 3
+    await player.begin(folder, postgres.app_dsn)
+    # Not the first: that SQLite tells of as what it is.
+    disk.arm(DiskFault(calls=READS, suffix="slot-01.db", nth=4, times=None))
+    await player.do(("open any",))
+    await until(lambda: disk.struck > 0, seconds=SECONDS)
+    # Until its look is over; the next one comes a second later at the soonest.
+    told: Ends = []
+    while ("adopter", "storage_failed") not in told:
+        told = await player.do(("adopter",))
+        assert ("adopter", "storage_corrupt") not in told
+    disk.disarm()
+
+    async def adopted() -> bool:
+        return await numbers_of(admin, "ada") == [-1, 0, 1, 2]
+
+    await eventually(adopted, seconds=SECONDS)
+    await player.do(("close",))
+    await player.end()
+    assert not (folder / "quarantine").exists()

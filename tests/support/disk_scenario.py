@@ -42,7 +42,10 @@ class Player:
         if deed == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         elif deed == "open":
-            await self._attempt(deed, self._open())
+            await self._attempt(deed, self._open(0))
+        elif deed == "open any":
+            # Who insists on one slot leaves what dead owners left to others.
+            await self._attempt(deed, self._open(None))
         elif (manager := self._manager) is None:
             return
         elif deed == "store":
@@ -70,6 +73,8 @@ class Player:
                 return self._drain(manager)
             case "health":
                 return self._health(manager)
+            case "adopter":
+                return self._adopter(manager)
             case "why":
                 return self._why(manager)
             case _:
@@ -84,12 +89,12 @@ class Player:
         except Exception as error:  # noqa: BLE001 - what must not get out is what is looked for
             self.ends.append((deed, f"{type(error).__name__}: {error}"))
 
-    async def _open(self) -> None:
+    async def _open(self, slot: int | None) -> None:
         opening = HybridMemoryManager.open(
             dsn=self._dsn,
             data_dir=self._folder,
             postgres="off" if self._dsn is None else "auto",
-            slot=0,
+            slot=slot,
             settings=BRISK,
         )
         self._manager = await self._stack.enter_async_context(opening)
@@ -110,6 +115,9 @@ class Player:
 
     async def _health(self, manager: HybridMemoryManager) -> None:
         self.ends.append(("condition", (await manager.health()).condition))
+
+    async def _adopter(self, manager: HybridMemoryManager) -> None:
+        self.ends.append(("adopter", (await manager.health()).services["adopter"]))
 
     async def _why(self, manager: HybridMemoryManager) -> None:
         health = await manager.health()

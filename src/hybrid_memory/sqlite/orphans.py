@@ -14,6 +14,7 @@ from hybrid_memory.messages import LeftBehind
 from hybrid_memory.sqlite.binding import UNBOUND, Binding, read_binding
 from hybrid_memory.sqlite.failures import refused
 from hybrid_memory.sqlite.hot_file import HotFile
+from hybrid_memory.sqlite.inspection import check_readable
 from hybrid_memory.sqlite.peek import has_tables, is_unborn, peeked
 from hybrid_memory.sqlite.slots import Slot, existing_slots, slot_path, try_slot
 
@@ -116,12 +117,21 @@ class SqliteOrphans:
             if mark.file is None or is_unborn(taken.path):
                 return None
             try:
-                with peeked(self._driver, taken.path) as connection:
-                    return _Known(mark, *_read(connection))
+                return _Known(mark, *self._peek(taken.path))
             except _BEYOND_USE as refusal:
                 return _Known(mark, refusal=refusal)
         finally:
             taken.release()
+
+    def _peek(self, path: Path) -> tuple[LeftBehind | None, Binding]:
+        try:
+            with peeked(self._driver, path) as connection:
+                return _read(connection)
+        except StorageCorrupt:
+            # What the disk would not give just now is no damage, and must be asked for again.
+            check_readable(path)
+        with peeked(self._driver, path) as connection:
+            return _read(connection)
 
 
 def _read(connection: sqlite3.Connection) -> tuple[LeftBehind | None, Binding]:
