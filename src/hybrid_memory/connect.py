@@ -27,7 +27,8 @@ from hybrid_memory.postgres.provision import create_database
 from hybrid_memory.settings import Environment, Settings
 from hybrid_memory.sqlite.accepting import QueueBounds
 from hybrid_memory.sqlite.binding import Binding, suits
-from hybrid_memory.sqlite.disks import check_disk, unusable
+from hybrid_memory.sqlite.disks import check_disk
+from hybrid_memory.sqlite.failures import refused
 from hybrid_memory.sqlite.hot_file import HotFile
 from hybrid_memory.sqlite.mending import open_whole
 from hybrid_memory.sqlite.orphans import SqliteOrphans
@@ -111,8 +112,8 @@ async def connect(
     open_file = partial(_open_file, settings=settings, clock=clock, ids=ids, place=place)
     try:
         taken = await _take(directory, slot, place)
-    except OSError as refused:
-        raise unusable(refused) from None
+    except OSError as error:
+        raise refused(error, "the data directory") from None
     try:
         file = await open_file(taken)
     except BaseException:

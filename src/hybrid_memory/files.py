@@ -30,6 +30,10 @@ class Past(Protocol):
         """The server knows of the erasure."""
         ...
 
+    def has_dead_letters(self, user_id: str) -> bool:
+        """Whether something of the user waits for a person: the copy shows it, and the durable tier never had it."""
+        ...
+
     async def doubt_copy(self, user_id: str) -> None:
         """The user's copy is not what the server holds: the next load compares them."""
         ...

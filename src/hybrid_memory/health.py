@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -32,6 +32,9 @@ class Health:
     `drain_seconds` is how long the queue will take to run out if nothing is added, at the pace of what was carried
     last: 0 for an empty one, None while it cannot be told (nothing carried yet, Postgres away, all of it of users not
     persistent yet). A user whose rows somebody holds locked may take longer.
+
+    While the local file cannot be read the causes say so, and what only the file knows (how many users are held, how
+    old the oldest queue entry is) is told as none.
     """
 
     condition: Condition
@@ -52,13 +55,43 @@ class Health:
     services: dict[str, str]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """What was asked of the local file, or is known of it while it cannot be read."""
+
+    queue: QueueState
+    users_held: int
+    users_in_doubt: int
+    unread: HybridMemoryError | None = None
+
+    def causes(self) -> Iterator[str]:
+        if left := self.users_in_doubt:
+            yield f"Postgres was failed over or restored: {left} users' copies are still to be compared with it"
+        if letters := self.queue.dead_letters:
+            yield f"{letters} dead letters wait for a person"
+        if self.unread is not None:
+            yield f"the local file cannot be read: {self.unread.message}"
+
+
+def _find(tiers: Tiers, staff: Staff) -> _Found:
+    file = tiers.file
+    try:
+        return _Found(
+            queue=file.outbox.state(), users_held=len(file.hot.cursors()), users_in_doubt=staff.restorer.users_left
+        )
+    except HybridMemoryError as error:
+        # What waits must be told above all now.
+        return _Found(queue=file.queue_by_count(), users_held=0, users_in_doubt=0, unread=error)
+
+
 def assess(tiers: Tiers, staff: Staff, *, control: str, users_open: int, now_us: int) -> Health:
     """The health of a manager that is open; `control` says how its socket for the command line is."""
-    queue, file, durable = tiers.file.outbox.state(), tiers.file, tiers.durable
+    file, durable, found = tiers.file, tiers.durable, _find(tiers, staff)
+    queue = found.queue
     # Death first: what a service died of is its last error too.
     services = {service.name: (service.last_error or "ok") if service.alive else "dead" for service in staff.services}
     services["control"] = control
-    condition, causes = _diagnose(tiers, staff, queue, services)
+    condition, causes = _diagnose(tiers, staff, found, services)
     return Health(
         condition=condition,
         causes=causes,
@@ -66,7 +99,7 @@ def assess(tiers: Tiers, staff: Staff, *, control: str, users_open: int, now_us:
         postgres_reason=durable.reason,
         breaker=staff.relay.breaker_state,
         users_open=users_open,
-        users_held=len(file.hot.cursors()),
+        users_held=found.users_held,
         queued=queue.entries,
         queued_bytes=queue.payload_bytes,
         oldest_queued_seconds=None if queue.oldest_at is None else max(0, now_us - queue.oldest_at) / 1e6,
@@ -86,7 +119,7 @@ _FOR_A_PERSON = frozenset({Misconfigured.code, RoleRefused.code, SchemaMismatch.
 
 
 def _diagnose(
-    tiers: Tiers, staff: Staff, queue: QueueState, services: Mapping[str, str]
+    tiers: Tiers, staff: Staff, found: _Found, services: Mapping[str, str]
 ) -> tuple[Condition, tuple[str, ...]]:
     causes: list[str] = []
     if tiers.durable.mode is PostgresMode.OFF:
@@ -102,17 +135,18 @@ def _diagnose(
     elif staff.feed.silent_seconds > LONGEST_SILENCE_SECONDS:
         causes.append(f"Postgres has not answered for {staff.feed.silent_seconds:.1f} s")
     causes += [f"{count} users' writes wait: {code}" for code, count in Counter(staff.relay.set_aside.values()).items()]
-    if left := staff.restorer.users_left:
-        causes.append(f"Postgres was failed over or restored: {left} users' copies are still to be compared with it")
     causes += [f"the service {name} is dead" for name, state in services.items() if state == "dead"]
-    if queue.dead_letters:
-        causes.append(f"{queue.dead_letters} dead letters wait for a person")
+    causes += found.causes()
     causes += map(_told, tiers.file.findings)
     failure = tiers.file.database.failure
     if failure is not None:
         why = f": {failure.message}" if isinstance(failure, HybridMemoryError) else ""
         return Condition.FAILED, (*causes, f"the local file's writer has stopped{why}")
-    if staff.relay.fenced or {staff.relay_service.last_error, staff.feed_service.last_error} & _FOR_A_PERSON:
+    if (
+        found.unread is not None
+        or staff.relay.fenced
+        or {staff.relay_service.last_error, staff.feed_service.last_error} & _FOR_A_PERSON
+    ):
         return Condition.FAILED, tuple(causes)
     return (Condition.DEGRADED if causes else Condition.OK), tuple(causes)
 

@@ -19,8 +19,9 @@ _DIFFERENCES_BELIEVED: Final = 2
 
 
 class Verifier:
-    """Compares one user's digests each interval, in turn. What is on its way either way is no difference.
+    """Compares one user's digests each interval, in turn.
 
+    What is on its way either way is no difference. A user of whom something lies in the dead letters is left out.
     Revisions tell what is missing at the end, and not what went wrong in the middle: a row damaged on the disk, or one
     that somebody changed beside the feed. No error is known that makes a copy differ; this says so when there is one.
     """
@@ -98,4 +99,6 @@ class Verifier:
         cursor = self._hot.cursor(user_id)
         if cursor is None or not cursor.complete or not heads or self._hot.queued_of(user_id):
             return None
+        if self._past.has_dead_letters(user_id):
+            return None  # they differ, and are left so until a person decides
         return cursor if self._is_current(cursor, heads[0]) else None

@@ -6,15 +6,18 @@ import asyncio
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import cast
 
 import asyncpg
 import pytest
 
 from hybrid_memory import HybridMemoryManager, InvalidInput, Settings, Status
+from hybrid_memory.sqlite import last_operations
+from hybrid_memory.sqlite.last_operations import LastOperations
 from tests.faults.conftest import Sick
 from tests.faults.test_two_managers import paired
 from tests.plugins.postgres import Database
-from tests.support.beneath import staff
+from tests.support.beneath import staff, tiers
 from tests.support.managers import FACT, contents, drained, opened
 
 pytestmark = pytest.mark.usefixtures("one_place")
@@ -161,3 +164,25 @@ async def test_what_is_no_token_is_refused_by_name(tmp_path: Path, token: str) -
         assert refused.value.field == "token"
         with pytest.raises(InvalidInput, match="wait"):
             await memory.barrier(memory.token(), wait=-1)
+
+
+@pytest.mark.parametrize("kept", [10_000, 0], ids=["remembered", "forgotten"])
+async def test_what_was_stored_for_a_user_who_was_let_go_since_is_waited_for(
+    postgres: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    monkeypatch.setattr(last_operations, "_MOST_LET_GO", kept)
+    async with paired(postgres, tmp_path, DEAF) as pair:
+        gone, known = pair.first.user("bo"), await pair.second.ensure_user_memories("bo")
+        stored = await gone.store({"n": 1}, context_type=FACT, wait=20)
+        await drained(pair.first)
+        file = tiers(pair.first).file
+        assert await file.replica.evict("bo")
+        held = cast("LastOperations", vars(file.outbox)["_last"])
+        assert "bo" not in vars(held)["_last"]
+        assert len(vars(held)["_let_go"]) == (kept > 0)
+        assert await known.get(stored.node_id) is None
+        assert await known.barrier(gone.token(), wait=20)
+        assert await known.get(stored.node_id) is not None
+        # Loaded again, the copy speaks for all that was stored before.
+        again = await pair.first.ensure_user_memories("bo")
+        assert await known.barrier(again.token(), wait=20)

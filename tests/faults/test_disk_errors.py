@@ -106,9 +106,13 @@ async def test_what_cannot_be_read_is_said_to_have_failed_and_is_read_when_the_d
     await player.begin(disk.root / "reading")
     await player.do(("open",), ("store", *"abc"), ("close",), ("open",))
     disk.arm(DiskFault(calls=frozenset({Call.READ}), times=None))
-    told = await player.do(("list",), ("find",), ("health",))
+    told = await player.do(("why",), ("list",), ("find",), ("why",))
     assert disk.struck > 0
-    assert {end for _, end in told} <= OURS - {"ok"}, told
+    assert {end for deed, end in told if deed in {"list", "find"}} <= OURS - {"ok"}, told
+    assert [end for deed, end in told if deed == "why"] == ["ok", "ok"], "health answers whatever it has to tell of"
+    assert [end for deed, end in told if deed == "condition"] == ["failed", "failed"]
+    assert [end for deed, end in told if deed == "queued"] == ["3", "3"], "what waits is known without the file"
+    assert sum("cannot be read" in end for deed, end in told if deed == "cause") == 2
     disk.disarm()
     again = await player.do(("list",), ("find",), ("health",))
     assert {key for deed, key in again if deed == "there"} == set("abc")

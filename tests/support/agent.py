@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -78,6 +79,11 @@ async def serve(dsn: str, data_dir: Path, user_id: str) -> None:
                     key, text = str(words["key"]), str(words["text"])
                     receipt = await memory.store({"text": text}, context_type=KIND, key=key, wait=0)
                     answer["node_id"] = receipt.node_id
+                case "forget and die":
+                    await manager.forget(user_id)
+                    os.write(sys.stdout.fileno(), b"{}\n")
+                    # From within: what was only begun before the answer does not get the time that a pipe takes.
+                    os.kill(os.getpid(), signal.SIGKILL)
                 case "digest":
                     digest = await memory.digest()
                     answer = {"value": digest.value, "nodes": digest.nodes, "queued": manager.queue().entries}

@@ -39,8 +39,13 @@ class Player:
 
     async def do(self, deed: str, *about: str) -> None:
         """Do it; nothing while no manager is open."""
-        if deed == "open":
-            await self._attempt(deed, self._open())
+        if deed == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif deed == "open":
+            await self._attempt(deed, self._open(0))
+        elif deed == "open any":
+            # Who insists on one slot leaves what dead owners left to others.
+            await self._attempt(deed, self._open(None))
         elif (manager := self._manager) is None:
             return
         elif deed == "store":
@@ -68,6 +73,10 @@ class Player:
                 return self._drain(manager)
             case "health":
                 return self._health(manager)
+            case "adopter":
+                return self._adopter(manager)
+            case "why":
+                return self._why(manager)
             case _:
                 raise ValueError(deed)
 
@@ -80,12 +89,12 @@ class Player:
         except Exception as error:  # noqa: BLE001 - what must not get out is what is looked for
             self.ends.append((deed, f"{type(error).__name__}: {error}"))
 
-    async def _open(self) -> None:
+    async def _open(self, slot: int | None) -> None:
         opening = HybridMemoryManager.open(
             dsn=self._dsn,
             data_dir=self._folder,
             postgres="off" if self._dsn is None else "auto",
-            slot=0,
+            slot=slot,
             settings=BRISK,
         )
         self._manager = await self._stack.enter_async_context(opening)
@@ -106,6 +115,14 @@ class Player:
 
     async def _health(self, manager: HybridMemoryManager) -> None:
         self.ends.append(("condition", (await manager.health()).condition))
+
+    async def _adopter(self, manager: HybridMemoryManager) -> None:
+        self.ends.append(("adopter", (await manager.health()).services["adopter"]))
+
+    async def _why(self, manager: HybridMemoryManager) -> None:
+        health = await manager.health()
+        self.ends += [("condition", health.condition), ("queued", str(health.queued))]
+        self.ends += [("cause", cause) for cause in health.causes]
 
 
 def hear() -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sqlite3
 import sys
 import uuid
@@ -95,6 +96,11 @@ class Puppet:
         """End the fork."""
         await self._tell("")
         assert await self._hear() == [("ended", "0")]
+
+    async def kill(self) -> None:
+        """Have the fork killed with -9."""
+        await self._tell([("die",)])
+        assert await self._hear() == [("ended", str(int(signal.SIGKILL)))]
 
     async def _tell(self, words: object) -> None:
         assert self.process.stdin is not None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from hybrid_memory.errors import StorageFailed, StorageFull
+from hybrid_memory.errors import StorageFailed
+from hybrid_memory.sqlite.failures import refused
 
 # SQLite's write-ahead log needs memory that all its users share, and locks that hold: neither is had over a network.
 NETWORK: Final = frozenset(
@@ -67,19 +67,10 @@ def check_rights(path: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise unusable(error) from None
+        raise refused(error, "the local file") from None
     if seen.st_uid != os.geteuid():
         raise StorageFailed("the local file belongs to another user", fix="run as its owner, or name another directory")
     if not os.access(path, os.R_OK | os.W_OK):
         raise StorageFailed("the local file may not be read and written", fix=f"chmod 600 {path}")
     if seen.st_mode & _OTHERS:
         path.chmod(0o600)
-
-
-def unusable(error: OSError) -> StorageFailed | StorageFull:
-    """Our error for what the system refuses in the data directory."""
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return StorageFull("no room in the data directory", fix="free disk space or raise the quota")
-    return StorageFailed(
-        f"cannot use the data directory: {error.strerror}", fix="set HYBRID_MEMORY_DATA_DIR to a writable directory"
-    )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, Protocol, cast
 
 from hybrid_memory.errors import DataDirBusy, HybridMemoryError, StorageCorrupt, StorageFailed, StorageFull
-from hybrid_memory.sqlite.syncing import refused_by_disk
+from hybrid_memory.sqlite.failures import refused
 
 # The JSON functions are part of every library from here on; the hot tier's statements need them and strict tables.
 OLDEST_USABLE: Final = (3, 38, 0)
@@ -34,7 +34,6 @@ _DISK_FAILED: Final = frozenset({10, 11, 26})  # IOERR, CORRUPT, NOTADB
 _LOCKED_BY_OTHERS: Final = frozenset({5, 15})  # BUSY, PROTOCOL
 _NO_ROOM: Final = 13  # FULL
 _DAMAGED: Final = frozenset({11, 26})  # CORRUPT, NOTADB
-_FILE_SYSTEM_DAMAGED: Final = 8458  # IOERR_CORRUPTFS
 
 
 class SqliteModule(Protocol):
@@ -130,7 +129,7 @@ class Driver:
         code: int | None = getattr(error, "sqlite_errorcode", None)
         name: str = getattr(error, "sqlite_errorname", type(error).__name__)
         primary = None if code is None else code & _PRIMARY_CODE
-        if primary in _DAMAGED or code == _FILE_SYSTEM_DAMAGED or _is_unreadable(error):
+        if primary in _DAMAGED or _is_unreadable(error):
             return StorageCorrupt(
                 f"the local file is damaged or not a database ({name})", fix="run `hybrid-memory doctor`"
             )
@@ -228,7 +227,7 @@ def create_private(path: Path) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        raise refused_by_disk(error, "the local file") from None
+        raise refused(error, "the local file") from None
     return True
 
 

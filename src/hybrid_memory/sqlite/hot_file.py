@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self, cast
@@ -15,7 +16,7 @@ from hybrid_memory.clock import Clock, IdSource
 from hybrid_memory.errors import HybridMemoryError, NumbersReused, OtherDatabase, StorageCorrupt
 from hybrid_memory.events import FileFinding, NumbersMissing, QueueRenumbered
 from hybrid_memory.forking import forsake_in_child
-from hybrid_memory.messages import BatchApplied, Opening
+from hybrid_memory.messages import BatchApplied, Opening, QueueState
 from hybrid_memory.migrations import Migration, Recorded, load, plan
 from hybrid_memory.sqlite.accepting import Acceptance, QueueBounds, Stored
 from hybrid_memory.sqlite.binding import Binding, read_binding, write_binding
@@ -33,6 +34,7 @@ from hybrid_memory.sqlite.scratch import SqliteScratch
 from hybrid_memory.sqlite.search_index import SearchIndexes
 from hybrid_memory.sqlite.side_record import Noted, SideRecord, read_side_record
 from hybrid_memory.sqlite.slots import Slot
+from hybrid_memory.sqlite.syncing import log_path
 from hybrid_memory.sqlite.whereabouts import Whereabouts
 from hybrid_memory.sqlite.writer import Hire, Hooks, own_thread
 
@@ -87,7 +89,9 @@ class HotFile:
         self.replica = SqliteReplica(database, ledger, acceptance, self._shown)
         self.past = SqlitePast(database, acceptance, on_queued=self._retried, on_changed=self.hot.cursor_changed)
         self.scratch = SqliteScratch(database, acceptance, clock, self.outbox.accept)
-        self.dead_letters = SqliteDeadLetters(database, ledger, acceptance, self._retried)
+        self.dead_letters = SqliteDeadLetters(
+            database, ledger, acceptance, self._retried, on_changed=self.hot.cursor_changed
+        )
 
     @classmethod
     async def open(
@@ -179,6 +183,7 @@ class HotFile:
     def _shown(self, shown: Shown) -> None:
         if shown.user_no is None:
             self.outbox.forget_newest()
+            self.outbox.let_go(shown.user_id)
         if shown.erasure_seq or shown.rejected:
             self.outbox.erased(shown.user_id, shown.erasure_seq)
         if shown.erasure_seq:
@@ -252,8 +257,22 @@ class HotFile:
     @property
     def bytes_on_disk(self) -> int:
         """What the file and its log take; asked of the directory, for the file itself must not be opened."""
-        path = self.database.path
-        return sum(part.stat().st_size for part in (path, path.with_name(f"{path.name}-wal")) if part.exists())
+        size = 0
+        for part in (self.database.path, log_path(self.database.path)):
+            # Gone, or the directory cannot be read: others tell of that.
+            with suppress(OSError):
+                size += part.stat().st_size
+        return size
+
+    def queue_by_count(self) -> QueueState:
+        """The queue as far as it is known without reading the file: not how old it is."""
+        known = self._ledger.committed
+        return QueueState(
+            entries=max(0, known.entries - len(self.outbox.settling)),
+            payload_bytes=known.payload_bytes,
+            oldest_at=None,
+            dead_letters=known.dead_letters,
+        )
 
     def erased_rev(self, user_id: str) -> int:
         """The last erasure of a user that this file knows of; see `SqliteHotTier.erased_rev`."""

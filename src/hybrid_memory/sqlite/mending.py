@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections.abc import Awaitable, Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -14,10 +15,11 @@ from hybrid_memory.errors import StorageCorrupt
 from hybrid_memory.events import FileQuarantined
 from hybrid_memory.payloads import carried_node, carried_relationship
 from hybrid_memory.sqlite.accepting import QueueBounds
-from hybrid_memory.sqlite.disks import check_rights, unusable
+from hybrid_memory.sqlite.disks import check_rights
 from hybrid_memory.sqlite.driver import Driver, choose_driver, configure_writer
+from hybrid_memory.sqlite.failures import refused
 from hybrid_memory.sqlite.hot_file import HotFile, make_ours
-from hybrid_memory.sqlite.inspection import NotOurs
+from hybrid_memory.sqlite.inspection import NotOurs, check_readable
 from hybrid_memory.sqlite.quarantine import Quarantine, Report, begin, unfinished
 from hybrid_memory.sqlite.rows import put_node, put_relationship
 from hybrid_memory.sqlite.salvage import OPERATION, PAGE_BYTES, SCRATCH, Salvaged, read_damaged
@@ -37,18 +39,16 @@ async def open_whole(
     opened = partial(HotFile.open, slot, clock=clock, ids=ids, bounds=bounds, index_bytes=index_bytes, place=place)
     data_dir = slot.path.parent
     check_rights(slot.path)
-    interrupted = unfinished(data_dir, slot.number)
-    if interrupted is None:
-        try:
-            return await opened()
-        except NotOurs:
-            raise
-        except StorageCorrupt:
-            interrupted = begin(data_dir, slot.number, from_us(clock.now_us()))
     try:
+        interrupted = unfinished(data_dir, slot.number)
+        if interrupted is None:
+            file = await _opened_unless_damaged(opened, slot.path)
+            if file is not None:
+                return file
+            interrupted = begin(data_dir, slot.number, from_us(clock.now_us()))
         report = await asyncio.to_thread(mend, interrupted, slot.path, choose_driver(), clock)
-    except OSError as refused:
-        raise unusable(refused) from None
+    except OSError as error:
+        raise refused(error, "the data directory") from None
     file = await opened()
     file.findings.append(
         FileQuarantined(
@@ -61,11 +61,31 @@ async def open_whole(
     return file
 
 
+async def _opened_unless_damaged(opened: Callable[[], Awaitable[HotFile]], path: Path) -> HotFile | None:
+    """The open file; None only where it was read without fail, and was found damaged once more after that.
+
+    A sound file on a disk that fails is to be left alone: set aside, it would lose what cannot be read just now.
+    """
+    try:
+        return await opened()
+    except NotOurs:
+        raise
+    except StorageCorrupt:
+        await asyncio.to_thread(check_readable, path)
+    try:
+        return await opened()
+    except NotOurs:
+        raise
+    except StorageCorrupt:
+        return None
+
+
 def mend(quarantine: Quarantine, path: Path, driver: Driver, clock: Clock) -> Report:
     """Set a slot's file aside and put a new one in its place, from whichever step an earlier try came to."""
     report = quarantine.report
     if report is None:
         quarantine.take_in(path)
+        check_readable(quarantine.damaged)
         for part in ("-shm", "-wal", ""):
             # What an earlier try had come to.
             quarantine.mended.with_name(quarantine.mended.name + part).unlink(missing_ok=True)

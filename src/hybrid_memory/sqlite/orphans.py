@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from hybrid_memory.errors import HybridMemoryError, SchemaMismatch, StorageCorrupt, StorageFailed
+from hybrid_memory.errors import HybridMemoryError, SchemaMismatch, StorageCorrupt
 from hybrid_memory.messages import LeftBehind
 from hybrid_memory.sqlite.binding import UNBOUND, Binding, read_binding
+from hybrid_memory.sqlite.failures import refused
 from hybrid_memory.sqlite.hot_file import HotFile
+from hybrid_memory.sqlite.inspection import check_readable
 from hybrid_memory.sqlite.peek import has_tables, is_unborn, peeked
 from hybrid_memory.sqlite.slots import Slot, existing_slots, slot_path, try_slot
 
@@ -58,7 +60,7 @@ class SqliteOrphans:
         try:
             return [number for number in existing_slots(self._data_dir) if number != self._own.slot.number]
         except OSError as error:
-            raise _unusable(error) from None
+            raise refused(error, "the data directory") from None
 
     async def look(self, slot: int) -> LeftBehind | None:
         """What a dead owner left queued for our database.
@@ -104,7 +106,7 @@ class SqliteOrphans:
         try:
             return try_slot(self._data_dir, slot)
         except OSError as error:
-            raise _unusable(error) from None
+            raise refused(error, "the data directory") from None
 
     def _find_out(self, slot: int) -> _Known | None:
         taken = self._take(slot)
@@ -115,12 +117,21 @@ class SqliteOrphans:
             if mark.file is None or is_unborn(taken.path):
                 return None
             try:
-                with peeked(self._driver, taken.path) as connection:
-                    return _Known(mark, *_read(connection))
+                return _Known(mark, *self._peek(taken.path))
             except _BEYOND_USE as refusal:
                 return _Known(mark, refusal=refusal)
         finally:
             taken.release()
+
+    def _peek(self, path: Path) -> tuple[LeftBehind | None, Binding]:
+        try:
+            with peeked(self._driver, path) as connection:
+                return _read(connection)
+        except StorageCorrupt:
+            # What the disk would not give just now is no damage, and must be asked for again.
+            check_readable(path)
+        with peeked(self._driver, path) as connection:
+            return _read(connection)
 
 
 def _read(connection: sqlite3.Connection) -> tuple[LeftBehind | None, Binding]:
@@ -144,9 +155,3 @@ def _part(path: Path) -> _Part | None:
     except OSError:
         return None
     return _Part(inode=seen.st_ino, size=seen.st_size, mtime_ns=seen.st_mtime_ns)
-
-
-def _unusable(error: OSError) -> StorageFailed:
-    return StorageFailed(
-        f"cannot look at the data directory: {error.strerror}", fix="run as the user whose directory it is"
-    )

@@ -23,6 +23,7 @@ from hybrid_memory.messages import (
 from hybrid_memory.payloads import carried_relationship
 from hybrid_memory.sqlite.accepting import Acceptance, Stored
 from hybrid_memory.sqlite.database import Database
+from hybrid_memory.sqlite.last_operations import LastOperations
 from hybrid_memory.sqlite.ledger import Ledger
 from hybrid_memory.sqlite.numbering import Moved, renumber
 from hybrid_memory.sqlite.past import remember_erasures
@@ -61,7 +62,7 @@ class SqliteOutbox:
         self._settlement: asyncio.Future[None] | None = None
         # The newest queue entries without a gap, so that the relay need not read back what was just written.
         self._newest: deque[Operation] = deque(maxlen=NEWEST_KEPT)
-        self._last_accepted: dict[str, int] = {}
+        self._last = LastOperations(database.point)
         # Users whose operations got other numbers since somebody was told them.
         self._moved: dict[str, list[Moved]] = {}
 
@@ -93,7 +94,7 @@ class SqliteOutbox:
                 self._newest.clear()
             self._newest.append(queued)
         last = stored.operations[-1]
-        self._last_accepted[last.user_id] = last.seq
+        self._last.note(last.user_id, last.seq)
         self._on_stored(stored)
         if future.done():
             return  # whoever asked has gone
@@ -104,7 +105,11 @@ class SqliteOutbox:
 
     def erased(self, user_id: str, seq: int) -> None:
         """The user's operations were removed unsent by an erasure, queued under `seq` if it is ours, else 0."""
-        self._last_accepted[user_id] = seq
+        self._last.note(user_id, seq)
+
+    def let_go(self, user_id: str) -> None:
+        """Nothing of the user is held any more, and nothing is queued."""
+        self._last.let_go(user_id)
 
     def forget_newest(self) -> None:
         """Queue entries were removed unsent, or added by others."""
@@ -127,8 +132,7 @@ class SqliteOutbox:
     def _renumbered(self, user_id: str, moved: Moved) -> None:
         self.forget_newest()
         self._moved.setdefault(user_id, []).append(moved)
-        if user_id in self._last_accepted:
-            self._last_accepted[user_id] = moved.number(self._last_accepted[user_id])
+        self._last.renumbered(user_id, moved)
 
     def _number_of(self, accepted: Accepted) -> int:
         seq = accepted.seq
@@ -323,12 +327,8 @@ class SqliteOutbox:
         )
 
     def last_accepted_of(self, user_id: str) -> int:
-        """The number of the user's last operation in this opening, else of the last that is queued; 0 for none."""
-        last = self._last_accepted.get(user_id)
-        if last is not None:
-            return last
-        row = self._database.point.one("select max(seq) from outbox where user_id = ?", (user_id,))
-        return 0 if row is None else cast("int", row[0] or 0)
+        """The number of the user's last operation; see `LastOperations.of`."""
+        return self._last.of(user_id)
 
     def queued_of(self, user_id: str) -> int:
         """How many of a user's operations are queued."""

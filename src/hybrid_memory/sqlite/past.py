@@ -61,6 +61,10 @@ class SqlitePast:
         """The server knows of the erasure."""
         await self._database.write(partial(_trust_erasure, user_id))
 
+    def has_dead_letters(self, user_id: str) -> bool:
+        """Whether something of the user waits for a person: the copy shows it, and the durable tier never had it."""
+        return self._database.point.one("select 1 from dead_letters where user_id = ?", (user_id,)) is not None
+
     async def doubt_copy(self, user_id: str) -> None:
         """The user's copy is not what the server holds: the next load compares them."""
         await self._database.write(partial(_doubt_copy, user_id), after=lambda _: self._on_changed(user_id))

@@ -8,7 +8,6 @@ power cut it may be behind, never ahead.
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 import struct
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from hybrid_memory.errors import StorageFailed, StorageFull
+from hybrid_memory.sqlite.failures import refused
 
 # Client, number of the opening, last queue number, and a checksum over them.
 _NOTE: Final = struct.Struct("<16sQQ")
@@ -50,7 +49,7 @@ def read_side_record(database: Path) -> Noted | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise _unusable(error) from None
+        raise refused(error, "the record beside the local file") from None
     notes = [note for turn in range(_TURNS) if (note := _parsed(content[turn * _SIZE : (turn + 1) * _SIZE]))]
     return max(notes, key=lambda note: (note.open_number, note.last_seq), default=None)
 
@@ -87,7 +86,7 @@ class SideRecord:
             finally:
                 os.close(fd)
         except OSError as error:
-            raise _unusable(error) from None
+            raise refused(error, "the record beside the local file") from None
 
     def note(self, last_seq: int) -> None:
         """Note the last number that is committed, and fsynced, in the file."""
@@ -101,11 +100,3 @@ class SideRecord:
         if self._open:
             self._open = False
             self._notes.close()
-
-
-def _unusable(error: OSError) -> StorageFailed | StorageFull:
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return StorageFull("no room beside the local file", fix="free disk space or raise the quota")
-    return StorageFailed(
-        f"cannot keep a record beside the local file: {error.strerror}", fix="check the data directory's permissions"
-    )

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hybrid_memory.errors import DataDirBusy, StorageFailed
-from hybrid_memory.sqlite.syncing import refused_by_disk, sync_directory
+from hybrid_memory.errors import DataDirBusy
+from hybrid_memory.sqlite.failures import refused
+from hybrid_memory.sqlite.syncing import sync_directory
 
 # More processes than this on one directory are refused; each holds a file and its cache of its own.
 MAX_SLOTS = 256
@@ -45,7 +46,7 @@ class Slot:
 def prepare_directory(data_dir: Path) -> Path:
     """Make the directory if needed, closed to other users (0700), its name safe from a power cut.
 
-    Raises `StorageFailed`.
+    Raises `StorageFull` or `StorageFailed`.
     """
     made = [path for path in data_dir.parents if not path.exists()]
     try:
@@ -53,9 +54,7 @@ def prepare_directory(data_dir: Path) -> Path:
         if data_dir.stat().st_mode & 0o077:
             data_dir.chmod(0o700)
     except OSError as error:
-        raise StorageFailed(
-            f"cannot use the data directory: {error.strerror}", fix="set HYBRID_MEMORY_DATA_DIR to a writable directory"
-        ) from None
+        raise refused(error, "the data directory") from None
     # Its own name always: whoever made it may have died before this.
     for parent in {data_dir.parent, *(path.parent for path in made)}:
         sync_directory(parent)
@@ -83,7 +82,7 @@ def try_slot(data_dir: Path, number: int) -> Slot | None:
     try:
         fd = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
-        raise refused_by_disk(error, "the lock of a slot") from None
+        raise refused(error, "the lock of a slot") from None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -95,7 +94,7 @@ def try_slot(data_dir: Path, number: int) -> Slot | None:
     except OSError as error:
         # On a full disk: kept open, it would lock the slot for as long as this process lives.
         os.close(fd)
-        raise refused_by_disk(error, "the lock of a slot") from None
+        raise refused(error, "the lock of a slot") from None
     return Slot(number=number, path=path, lock_fd=fd)
 
 

@@ -7,18 +7,10 @@ import os
 from pathlib import Path
 from typing import Final
 
-from hybrid_memory.errors import StorageFailed, StorageFull
+from hybrid_memory.errors import StorageFailed
+from hybrid_memory.sqlite.failures import refused
 
 _REWRITTEN_AT_ONCE: Final = 2**20
-
-
-def refused_by_disk(error: OSError, what: str) -> StorageFull | StorageFailed:
-    """Our error for what the operating system refused to do with `what`; raise it `from None`."""
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return StorageFull(f"no room for {what}", fix="free disk space or raise the quota")
-    if error.errno in {errno.EACCES, errno.EPERM}:
-        return StorageFailed(f"cannot use {what}: {error.strerror}", fix="run as the user whose directory it is")
-    return StorageFailed(f"cannot use {what}: {error.strerror}", fix="check the disk and the data directory")
 
 
 def sync_directory(directory: Path) -> None:
@@ -32,7 +24,7 @@ def sync_directory(directory: Path) -> None:
     except OSError as error:
         # Some file systems know no such thing, and a parent of ours may be closed to us.
         if error.errno not in {errno.EINVAL, errno.EACCES}:
-            raise refused_by_disk(error, "the data directory") from None
+            raise refused(error, "the data directory") from None
 
 
 def log_path(path: Path) -> Path:
@@ -52,14 +44,14 @@ def rewrite_log(path: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise refused_by_disk(error, "the local file's log") from None
+        raise refused(error, "the local file's log") from None
     try:
         at = 0
         while piece := os.pread(fd, _REWRITTEN_AT_ONCE, at):
             at += os.pwrite(fd, piece, at)
         os.fsync(fd)
     except OSError as error:
-        raise refused_by_disk(error, "the local file's log") from None
+        raise refused(error, "the local file's log") from None
     finally:
         os.close(fd)
 

@@ -8,6 +8,16 @@ from hybrid_memory.changes import Kind, Operation
 from hybrid_memory.payloads import carried_relationship
 
 
+def shows(connection: sqlite3.Connection, user_no: int | None, operation: Operation) -> bool:
+    """Whether what a copy shows of an entity is just what the operation made of it."""
+    found = connection.execute(
+        "select 1 from nodes where user_no = ?1 and node_id = ?2 and stamp = ?3"
+        " union all select 1 from relationships where user_no = ?1 and relationship_id = ?2 and stamp = ?3",
+        (user_no, operation.entity_id, operation.stamp),
+    ).fetchone()
+    return found is not None
+
+
 def withdraw(connection: sqlite3.Connection, user_no: int | None, beaten: Operation, now_us: int) -> None:
     """Let a copy no longer show a change that was rejected or superseded, unless a later change lies over it.
 

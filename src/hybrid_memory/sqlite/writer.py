@@ -29,7 +29,7 @@ RIDE_ALONG_SECONDS = 0.02
 MAX_GROUP = 512
 
 # What a work may raise besides SQLite's own errors: the group is undone, and each work tried alone.
-_UNDOING = (HybridMemoryError, ArithmeticError, LookupError, TypeError, ValueError)
+_UNDOING = (HybridMemoryError, ArithmeticError, LookupError, MemoryError, TypeError, ValueError)
 
 
 class Worker(Protocol):
