@@ -103,7 +103,7 @@ def assess(tiers: Tiers, staff: Staff, *, control: str, users_open: int, now_us:
         queued=queue.entries,
         queued_bytes=queue.payload_bytes,
         oldest_queued_seconds=None if queue.oldest_at is None else max(0, now_us - queue.oldest_at) / 1e6,
-        drain_seconds=staff.drain_seconds,
+        drain_seconds=staff.relay.seconds_for(queue.entries),
         dead_letters=queue.dead_letters,
         file_bytes=file.bytes_on_disk,
         index_bytes=file.index_bytes,

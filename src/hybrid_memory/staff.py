@@ -197,15 +197,10 @@ class Staff:
         self.relay.look_again()
         self.relay_service.wake()
 
-    @property
-    def drain_seconds(self) -> float | None:
-        """How long what is queued will take to be carried; see `Relay.seconds_for`."""
-        return self.relay.seconds_for(self._outbox.state().entries)
-
     def tell_of_drain(self) -> None:
         """Somebody waits for the queue to run out."""
         if queued := self._outbox.state().entries:
-            self._events.emit(Draining(operations=queued, seconds=self.drain_seconds))
+            self._events.emit(Draining(operations=queued, seconds=self.relay.seconds_for(queued)))
 
     async def stop(self) -> None:
         """End all work; what is queued stays queued."""
