@@ -142,6 +142,11 @@ class SqliteHotTier:
             cursor = self._cursors[user_id] = None if row is None else _cursor(row)
         return None if cursor is None else self._settling.cursor(cursor)
 
+    def cursor_seen(self, user_id: str) -> Cursor | None:
+        """As `cursor`, from the file itself: reads there see a commit before the event loop has heard of it."""
+        row = self._point.one(_CURSORS + " where user_id = ?", (user_id,))
+        return None if row is None else self._settling.cursor(_cursor(row))
+
     def cursor_changed(self, user_id: str) -> None:
         """Note that a commit changed the user's cursor in the file."""
         if self._cursors is not None:

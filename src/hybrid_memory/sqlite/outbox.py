@@ -323,12 +323,13 @@ class SqliteOutbox:
         )
 
     def last_accepted_of(self, user_id: str) -> int:
-        """The number of the user's last operation in this opening, else of the last that is queued; 0 for none."""
-        last = self._last_accepted.get(user_id)
-        if last is not None:
-            return last
+        """The number of the user's last operation in this opening, else of the last that is queued; 0 for none.
+
+        Also of one that is fsynced and whose caller has not heard of it yet: reads see it already.
+        """
         row = self._database.point.one("select max(seq) from outbox where user_id = ?", (user_id,))
-        return 0 if row is None else cast("int", row[0] or 0)
+        queued = 0 if row is None else cast("int", row[0] or 0)
+        return max(queued, self._last_accepted.get(user_id, 0))
 
     def queued_of(self, user_id: str) -> int:
         """How many of a user's operations are queued."""
