@@ -7,9 +7,9 @@ import os
 import random
 import sqlite3
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from datetime import timedelta
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -57,6 +57,11 @@ class Held(Slot):
         return cls(number=0, path=path, lock_fd=os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600))
 
 
+@cache
+def _members(kind: type[Event]) -> tuple[str, ...]:
+    return tuple(one.name for one in fields(kind))
+
+
 class Ear(EventLog):
     """Notes events in the trace instead of logging them."""
 
@@ -69,7 +74,7 @@ class Ear(EventLog):
         return False
 
     def emit(self, event: Event) -> None:
-        self._process.note(f"{type(event).__name__} {' '.join(map(str, asdict(event).values()))}")
+        self._process.note(f"{type(event).__name__} {' '.join([str(getattr(event, name)) for name in _members(type(event))])}")
         if isinstance(event, ServiceFailed):
             self._process.failures.append(f"{event.service}: {event.error}")
         if isinstance(event, Buried):
@@ -112,6 +117,8 @@ class Process:
         self.queued: frozenset[str] = frozenset()
         self.dead: frozenset[str] = frozenset()
         self._deaths = 0
+        # Whose connection was looked at last, and how much it had changed by then.
+        self._seen: tuple[InlineWorker, int] | None = None
         copy_file(template, self._place)
 
     def note(self, what: str) -> None:
@@ -201,8 +208,12 @@ class Process:
     def _look(self) -> None:
         """Where operations are that are not in Postgres, as of the file's last commit."""
         for worker in self._hired:
-            if worker.connection is not None and not worker.connection.in_transaction:
-                self._take(worker.connection)
+            connection = worker.connection
+            # Nothing was written since it was last looked at: then it stands as it stood.
+            if connection is None or connection.in_transaction or self._seen == (worker, connection.total_changes):
+                continue
+            self._seen = worker, connection.total_changes
+            self._take(connection)
 
     def _look_into_file(self) -> None:
         connection = sqlite3.connect(f"file:{self._place}?mode=ro", uri=True)

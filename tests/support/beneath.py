@@ -7,7 +7,7 @@ import sqlite3
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager
-from queue import SimpleQueue
+from queue import LifoQueue
 from typing import Final, cast
 
 from hybrid_memory import HybridMemoryManager
@@ -40,7 +40,7 @@ def let_readers_go(file: HotFile) -> None:
 def connections(file: HotFile) -> list[sqlite3.Connection]:
     """All of a file's connections, while nobody is reading."""
     database = vars(file.database)
-    scanners = cast("SimpleQueue[sqlite3.Connection]", database["_scanners"])
+    scanners = cast("LifoQueue[sqlite3.Connection]", database["_scanners"])
     resting = [scanners.get_nowait() for _ in range(scanners.qsize())]
     for scanner in resting:
         scanners.put(scanner)
