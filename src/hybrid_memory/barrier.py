@@ -103,11 +103,12 @@ class Barrier:
                 await asyncio.sleep(_LOOKS.ceiling(looks))
 
     def _has(self, user_id: str, point: _Point, rev: int) -> bool:
-        cursor = self._hot.cursor(user_id)
+        ours = point.client_id == self._client_id
+        cursor = self._cursor_seen(user_id) if ours else self._hot.cursor(user_id)
         if cursor is None:
-            return point.client_id == self._client_id and point.epoch is None
+            return ours and point.epoch is None
         # What this process has seen and stored itself it has, also of a user who was never loaded.
-        known = cursor.complete or point.client_id == self._client_id
+        known = cursor.complete or ours
         return known and cursor.rev >= rev and point.epoch in (None, cursor.epoch)
 
 

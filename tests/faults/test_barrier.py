@@ -67,6 +67,25 @@ async def test_a_write_that_was_read_before_its_caller_heard_of_it_is_waited_for
         assert [node.content["n"] for node in (await pair.there.list()).items] == [1]
 
 
+async def test_a_write_of_an_earlier_life_is_waited_for_although_the_user_was_never_loaded(
+    postgres: Database, tmp_path: Path
+) -> None:
+    async with opened(postgres, tmp_path / "one", settings=DEAF) as manager:
+        stored = await manager.user("ada").store({"n": 1}, context_type=FACT, wait=20)
+    async with opened(postgres, tmp_path / "two", settings=DEAF) as other:
+        memory = await other.ensure_user_memories("ada")
+        async with opened(postgres, tmp_path / "one", settings=DEAF) as successor:
+            await successor.user("ada").store({"n": 2}, context_type=FACT, wait=20)
+        async with opened(postgres, tmp_path / "one", settings=DEAF) as successor:
+            seen = await successor.user("ada").list()
+            token = successor.user("ada").token()
+            assert await successor.user("ada").barrier(token, wait=0)
+        assert len(seen.items) == 2
+        assert await memory.get(stored.node_id) is not None
+        assert await memory.barrier(token, wait=20)
+        assert sorted(str(node.content["n"]) for node in (await memory.list()).items) == ["1", "2"]
+
+
 async def test_what_came_by_the_feed_and_was_read_before_the_feed_heard_of_it_is_waited_for(
     postgres: Database, tmp_path: Path
 ) -> None:

@@ -71,25 +71,20 @@ class Trace:
 class _Step(asyncio.TimerHandle):
     """Something to be run, and whose it is. Made by the thousand, so it holds no more than is asked for."""
 
-    __slots__ = ("is_task", "life")
+    __slots__ = ("args", "callback", "context", "is_task", "life")
 
-    def __init__(  # (of the loop's other handles it needs nothing)
-        self, callback: Callable[..., object], args: tuple[object, ...], context: Context, *, is_task: bool = False
+    def __init__(
+        self, callback: Callable[..., object], args: tuple[object, ...], context: Context, is_task: bool
     ) -> None:
-        self._callback = callback
-        self._args = args
-        self._context = context
+        self.callback = callback
+        self.args = args
+        self.context = context
         self._cancelled = False
         self.is_task = is_task
         self.life = context.get(_LIFE, WORLD)
 
     def cancel(self) -> None:
         self._cancelled = True
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether it is still to be run."""
-        return self.life.alive and not self._cancelled
 
 
 class SimulatedLoop(asyncio.BaseEventLoop):
@@ -141,7 +136,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.Handle:
         is_task = isinstance(getattr(callback, "__self__", None), asyncio.Task)
-        step = _Step(callback, args, copy_context() if context is None else context, is_task=is_task)
+        step = _Step(callback, args, copy_context() if context is None else context, is_task)
         self._ready.append(step)
         return step
 
@@ -154,7 +149,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         *args: *Ts,
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
-        return self.call_at(self._now + delay, callback, *args, context=context)
+        return self._at(self._now + delay, callback, args, context)
 
     def call_at(
         self,
@@ -163,7 +158,12 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         *args: *Ts,
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
-        step = _Step(callback, args, copy_context() if context is None else context)
+        return self._at(when, callback, args, context)
+
+    def _at(
+        self, when: float, callback: Callable[..., object], args: tuple[object, ...], context: Context | None
+    ) -> _Step:
+        step = _Step(callback, args, copy_context() if context is None else context, False)
         self._count += 1
         heapq.heappush(self._timers, (when, self._count, step))
         return step
@@ -230,18 +230,18 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._now = now
         while timers and timers[0][0] <= now:
             timer = heapq.heappop(timers)[2]
-            if timer.goes_on:
+            if timer.life.alive and not timer._cancelled:
                 ready.append(timer)
-        if ready:
-            step = self._next() if self._shuffles and len(ready) > 1 else ready.popleft()
-            if step.goes_on:
-                self._take(step)
-
-    def _take(self, step: _Step) -> None:
-        try:
-            step._context.run(step._callback, *step._args)
-        except Exception as error:  # noqa: BLE001 - a callback's, which nobody awaits
-            self.call_exception_handler({"message": "Exception in a callback", "exception": error})
+        if not ready:
+            return
+        step = self._next() if self._shuffles and len(ready) > 1 else ready.popleft()
+        if step.life.alive and not step._cancelled:
+            try:
+                step.context.run(step.callback, *step.args)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:  # noqa: BLE001 - a callback's, which nobody awaits
+                self.call_exception_handler({"message": "Exception in a callback", "exception": error})
 
     def _next(self) -> _Step:
         ready = self._ready

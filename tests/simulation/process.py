@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import fields
 from datetime import timedelta
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -57,11 +57,6 @@ class Held(Slot):
         return cls(number=0, path=path, lock_fd=os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600))
 
 
-@cache
-def _members(kind: type[Event]) -> tuple[str, ...]:
-    return tuple(one.name for one in fields(kind))
-
-
 class Ear(EventLog):
     """Notes events in the trace instead of logging them."""
 
@@ -74,7 +69,9 @@ class Ear(EventLog):
         return False
 
     def emit(self, event: Event) -> None:
-        self._process.note(f"{type(event).__name__} {' '.join([str(getattr(event, name)) for name in _members(type(event))])}")
+        self._process.note(
+            f"{type(event).__name__} {' '.join([str(getattr(event, one.name)) for one in fields(event)])}"
+        )
         if isinstance(event, ServiceFailed):
             self._process.failures.append(f"{event.service}: {event.error}")
         if isinstance(event, Buried):
@@ -231,6 +228,9 @@ class Process:
         """The operations queued and dead here, by what is committed."""
         if self.life.alive:
             self._look()
+            if self.file is not None and all(worker.connection is None for worker in self._hired):
+                # On its way out: the file is closed, and whoever closed it has not heard of that yet.
+                self._look_into_file()
         return self.queued, self.dead
 
     def rows(self) -> dict[tuple[str, str], Standing]:

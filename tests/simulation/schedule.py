@@ -72,7 +72,7 @@ def run(options: Options, ground: Ground) -> Outcome:
 
 @contextmanager
 def _uncollected() -> Generator[None]:
-    """Without the garbage collector: nothing is finalized in the middle of a schedule, and none of it is garbage yet."""
+    """Without the garbage collector: nothing is finalized in the middle of a schedule."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

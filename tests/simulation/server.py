@@ -95,7 +95,7 @@ class Server:
         held: list[asyncio.Lock] = []
         try:
             for user_id in sorted(users):
-                held.append(await self._lock(user_id))
+                held.append(await self._lock(user_id))  # noqa: PERF401 - those had are let go when one is not
             await self.loop.pause(self.delay(STATEMENT))
             self._refuse(operations)
             await self.loop.pause(self.delay(COMMIT))
