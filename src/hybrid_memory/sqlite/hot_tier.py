@@ -148,7 +148,7 @@ class SqliteHotTier:
         return None if cursor is None else self._settling.cursor(cursor)
 
     def cursor_seen(self, user_id: str) -> Cursor | None:
-        """As `cursor`, but of all that reads see: also commits unheard of, and own rows of earlier openings beyond it."""
+        """As `cursor`, but of all that reads see: also commits unheard of, and own rows of earlier openings."""
         row = self._point.one(_CURSORS + " where user_id = ?", (user_id,))
         if row is None:
             return None
