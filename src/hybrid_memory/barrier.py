@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from hybrid_memory.errors import DurableTierError, InvalidInput
+from hybrid_memory.messages import Cursor
 from hybrid_memory.ports import ChangeFeed, HotTier
 from hybrid_memory.retry import Backoff
 
@@ -42,18 +43,21 @@ class Barrier:
         hot: HotTier,
         feed: ChangeFeed,
         client_id: str,
+        cursor_seen: Callable[[str], Cursor | None],
         last_accepted_of: Callable[[str], int],
         bring_up_to_date: Callable[[str], Awaitable[bool]],
     ) -> None:
         self._hot = hot
         self._feed = feed
         self._client_id = client_id
+        self._cursor_seen = cursor_seen
         self._last_accepted_of = last_accepted_of
         self._bring_up_to_date = bring_up_to_date
 
     def token(self, user_id: str) -> str:
         """All of the user that is seen here now, and all that this process has stored for the user."""
-        cursor = self._hot.cursor(user_id)
+        # As reads see the file, which may be ahead of what is known here: else the token left out what was just read.
+        cursor = self._cursor_seen(user_id)
         epoch, rev = (None, 0) if cursor is None else (cursor.epoch, cursor.rev)
         return str(
             _Point(epoch=epoch, rev=rev, client_id=self._client_id, seq=self._last_accepted_of(user_id)),
@@ -99,11 +103,12 @@ class Barrier:
                 await asyncio.sleep(_LOOKS.ceiling(looks))
 
     def _has(self, user_id: str, point: _Point, rev: int) -> bool:
-        cursor = self._hot.cursor(user_id)
+        ours = point.client_id == self._client_id
+        cursor = self._cursor_seen(user_id) if ours else self._hot.cursor(user_id)
         if cursor is None:
-            return point.client_id == self._client_id and point.epoch is None
+            return ours and point.epoch is None
         # What this process has seen and stored itself it has, also of a user who was never loaded.
-        known = cursor.complete or point.client_id == self._client_id
+        known = cursor.complete or ours
         return known and cursor.rev >= rev and point.epoch in (None, cursor.epoch)
 
 

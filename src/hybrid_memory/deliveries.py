@@ -28,7 +28,8 @@ class Deliveries:
 
     def __init__(self) -> None:
         self._waiting: dict[str, list[_Waiter]] = {}
-        self._due: dict[float, set[str]] = {}
+        # In order of their enlisting, so that callers let go together go on in that order.
+        self._due: dict[float, dict[str, None]] = {}
         self._closed = False
 
     def tell(self, operation: Operation, future: asyncio.Future[Accepted], timeout_seconds: float) -> None:
@@ -53,7 +54,7 @@ class Deliveries:
         moment = None
         if timeout_seconds is not None and not self._closed:
             moment = self._moment_after(timeout_seconds)
-            self._due[moment].add(waited.op_id)
+            self._due[moment][waited.op_id] = None
         waiter = _Waiter(waited, future, moment)
         if self._closed:
             _give_up(waiter)
@@ -66,7 +67,7 @@ class Deliveries:
         grain = max(LATE_SECONDS, LATE_SHARE * timeout_seconds)
         moment = ceil((loop.time() + timeout_seconds) / grain) * grain
         if moment not in self._due:
-            self._due[moment] = set()
+            self._due[moment] = {}
             loop.call_at(moment, self._time_out, moment)
         return moment
 
@@ -90,14 +91,14 @@ class Deliveries:
         else:
             self._waiting.pop(op_id, None)
         if waiter.moment in self._due and all(one.moment != waiter.moment for one in left):
-            self._due[waiter.moment].discard(op_id)
+            self._due[waiter.moment].pop(op_id, None)
 
     def resolve(self, applied: Applied) -> None:
         """Tell whoever waits for this operation."""
         op_id = applied.operation.op_id
         for _, future, moment in self._waiting.pop(op_id, ()):
             if moment in self._due:
-                self._due[moment].discard(op_id)
+                self._due[moment].pop(op_id, None)
             if not future.done():
                 future.set_result(Accepted.of(applied.operation, applied))
 

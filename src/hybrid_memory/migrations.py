@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from typing import Final, Literal
 
@@ -38,6 +39,7 @@ class Migration:
         return Recorded(version=self.version, name=self.name, checksum=self.checksum)
 
 
+@cache
 def load(folder: Literal["postgres", "sqlite"]) -> tuple[Migration, ...]:
     """The migrations of one tier in order, as shipped with the package: numbered from 1 without a gap."""
     found = [

@@ -88,6 +88,7 @@ class Staff:
             hot=file.hot,
             feed=tiers.durable.feed,
             client_id=file.opening.client_id,
+            cursor_seen=file.hot.cursor_seen,
             last_accepted_of=file.outbox.last_accepted_of,
             bring_up_to_date=self.preload.bring_up_to_date,
         )

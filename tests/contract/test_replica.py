@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hybrid_memory.filters import parse
 from hybrid_memory.graph import NodeId
 from hybrid_memory.sqlite.hot_file import HotFile
 from tests.support.beneath import after_each_commit
@@ -259,3 +260,52 @@ async def test_obeying_an_erasure_queues_none(file: HotFile) -> None:
     await file.replica.erase("ada", erased_rev=7)
     assert file.outbox.claim(after_seq=0, limit=10) == []
     assert await count(file, "nodes") == 0
+
+
+# Later than any clock says: a row with it wins over whatever is written now.
+FAR_AHEAD = 1 << 62
+
+
+async def test_what_was_applied_is_shown_though_it_had_lost_here_against_a_row_that_was_deleted_since(
+    file: HotFile,
+) -> None:
+    ours = keyed("k", "ours")
+    await file.outbox.accept_node("ada", ours)
+    (queued,) = file.outbox.claim(after_seq=0, limit=9)
+    await load(file, 2, [node_from_postgres(keyed("k", "theirs"), 2, stamp=FAR_AHEAD)])
+    assert text_of(file, ours.node_id) == "theirs"
+    # Revision 3 was the deletion of theirs, which the copy has not seen yet.
+    await file.outbox.settle(carried([queued], before_rev=3))
+    node = file.hot.get("ada", ours.node_id)
+    assert node is not None
+    assert (node.content["text"], node.rev) == ("ours", 4)
+    found = await file.hot.search("ada", "ours", parse(None), 5)
+    assert [hit.node.node_id for hit in found] == [ours.node_id]
+
+
+async def test_a_later_change_of_ours_stays_visible_over_what_was_applied(file: HotFile) -> None:
+    ours = keyed("k", "ours")
+    await file.outbox.accept_node("ada", ours)
+    await load(file, 2, [node_from_postgres(keyed("k", "theirs"), 2, stamp=1)])
+    await file.outbox.accept_node("ada", keyed("k", "later"))
+    (queued,) = file.outbox.claim(after_seq=0, limit=1)
+    await file.outbox.settle(carried([queued], before_rev=3))
+    node = file.hot.get("ada", ours.node_id)
+    assert node is not None
+    assert (node.content["text"], node.rev) == ("later", 4)
+
+
+async def test_a_relationship_that_was_applied_is_shown_though_it_had_lost_here(file: HotFile) -> None:
+    ends = [fresh("a"), fresh("b")]
+    for end in ends:
+        await file.outbox.accept_node("ada", end)
+    wish = related(ends[0].node_id, ends[1].node_id)
+    await file.outbox.accept_relationship("ada", wish)
+    *nodes, queued = file.outbox.claim(after_seq=0, limit=9)
+    theirs = edge_from_postgres(wish, 3)._replace(stamp=FAR_AHEAD, weight=0.25)
+    shown = [node_from_postgres(end, rev) for rev, end in enumerate(ends, 1)]
+    await load(file, 3, shown, [theirs])
+    await file.outbox.settle(carried(nodes))
+    await file.outbox.settle(carried([queued], before_rev=4))
+    (neighbour,) = await file.hot.neighbours("ada", ends[0].node_id, depth=1, types=None, direction="out", limit=5)
+    assert (neighbour.relationship.weight, neighbour.relationship.rev) == (1.0, 5)

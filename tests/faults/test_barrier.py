@@ -17,7 +17,7 @@ from hybrid_memory.sqlite.last_operations import LastOperations
 from tests.faults.conftest import Sick
 from tests.faults.test_two_managers import paired
 from tests.plugins.postgres import Database
-from tests.support.beneath import staff, tiers
+from tests.support.beneath import staff, tiers, unheard
 from tests.support.managers import FACT, contents, drained, opened
 
 pytestmark = pytest.mark.usefixtures("one_place")
@@ -49,6 +49,56 @@ async def test_what_one_process_has_seen_of_a_third_another_sees_too(postgres: D
         stored = await memory.store({"n": 1}, context_type=FACT, wait=20)
         await staff(pair.first).preload.bring_up_to_date("ada")
         assert await pair.there.barrier(pair.here.token(), wait=20)
+        assert await pair.there.get(stored.node_id) is not None
+
+
+async def test_a_write_that_was_read_before_its_caller_heard_of_it_is_waited_for(
+    postgres: Database, tmp_path: Path
+) -> None:
+    async with paired(postgres, tmp_path, DEAF) as pair:
+        await pair.here.store({"n": 0}, context_type=FACT, key="tea", wait=20)
+        relay = staff(pair.first).relay_service
+        await relay.stop()
+        storing = pair.here.store({"n": 1}, context_type=FACT, key="tea", wait=0)
+        async with unheard(tiers(pair.first).file, storing):
+            seen = await pair.here.list()
+            token = pair.here.token()
+        assert [node.content["n"] for node in seen.items] == [1]
+        assert not await pair.there.barrier(token, wait=0.2)
+        relay.start()
+        assert await pair.there.barrier(token, wait=20)
+        assert [node.content["n"] for node in (await pair.there.list()).items] == [1]
+
+
+async def test_a_write_of_an_earlier_life_is_waited_for_although_the_user_was_never_loaded(
+    postgres: Database, tmp_path: Path
+) -> None:
+    async with opened(postgres, tmp_path / "one", settings=DEAF) as manager:
+        stored = await manager.user("ada").store({"n": 1}, context_type=FACT, wait=20)
+    async with opened(postgres, tmp_path / "two", settings=DEAF) as other:
+        memory = await other.ensure_user_memories("ada")
+        async with opened(postgres, tmp_path / "one", settings=DEAF) as successor:
+            await successor.user("ada").store({"n": 2}, context_type=FACT, wait=20)
+        async with opened(postgres, tmp_path / "one", settings=DEAF) as successor:
+            seen = await successor.user("ada").list()
+            token = successor.user("ada").token()
+            assert await successor.user("ada").barrier(token, wait=0)
+        assert len(seen.items) == 2
+        assert await memory.get(stored.node_id) is not None
+        assert await memory.barrier(token, wait=20)
+        assert sorted(str(node.content["n"]) for node in (await memory.list()).items) == ["1", "2"]
+
+
+async def test_what_came_by_the_feed_and_was_read_before_the_feed_heard_of_it_is_waited_for(
+    postgres: Database, tmp_path: Path
+) -> None:
+    async with paired(postgres, tmp_path, DEAF) as pair, opened(postgres, tmp_path, settings=DEAF) as third:
+        memory = await third.ensure_user_memories("ada")
+        stored = await memory.store({"n": 1}, context_type=FACT, wait=20)
+        async with unheard(tiers(pair.first).file, staff(pair.first).preload.bring_up_to_date("ada")):
+            assert await pair.here.get(stored.node_id) is not None
+            token = pair.here.token()
+        assert await pair.there.barrier(token, wait=20)
         assert await pair.there.get(stored.node_id) is not None
 
 

@@ -68,6 +68,25 @@ class Trace:
         return whole.hexdigest()
 
 
+class _Step(asyncio.TimerHandle):
+    """Something to be run, and whose it is. Made by the thousand, so it holds no more than is asked for."""
+
+    __slots__ = ("args", "callback", "context", "is_task", "life")
+
+    def __init__(
+        self, callback: Callable[..., object], args: tuple[object, ...], context: Context, is_task: bool
+    ) -> None:
+        self.callback = callback
+        self.args = args
+        self.context = context
+        self._cancelled = False
+        self.is_task = is_task
+        self.life = context.get(_LIFE, WORLD)
+
+    def cancel(self) -> None:
+        self._cancelled = True
+
+
 class SimulatedLoop(asyncio.BaseEventLoop):
     """Runs what is ready in an order of its own, and moves time on when nothing is.
 
@@ -81,8 +100,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._random = chance.random
         self._shuffles = shuffles
         self._now = 1_000.0
-        self._ready: deque[tuple[bool, Life, asyncio.Handle]] = deque()
-        self._timers: list[tuple[float, int, Life, asyncio.TimerHandle]] = []
+        self._ready: deque[_Step] = deque()
+        self._timers: list[tuple[float, int, _Step]] = []
         self._count = 0
         self.steps = 0
         # Kept until the end, so that nothing of a dead process is finalized in the middle of a schedule.
@@ -116,11 +135,10 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def call_soon(
         self, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.Handle:
-        where = copy_context() if context is None else context
-        handle = asyncio.Handle(callback, args, self, where)
         is_task = isinstance(getattr(callback, "__self__", None), asyncio.Task)
-        self._ready.append((is_task, where.get(_LIFE, WORLD), handle))
-        return handle
+        step = _Step(callback, args, copy_context() if context is None else context, is_task)
+        self._ready.append(step)
+        return step
 
     call_soon_threadsafe = call_soon
 
@@ -131,7 +149,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         *args: *Ts,
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
-        return self.call_at(self._now + delay, callback, *args, context=context)
+        return self._at(self._now + delay, callback, args, context)
 
     def call_at(
         self,
@@ -140,14 +158,15 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         *args: *Ts,
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
-        where = copy_context() if context is None else context
-        handle = asyncio.TimerHandle(when, callback, args, self, where)
-        self._count += 1
-        heapq.heappush(self._timers, (when, self._count, where.get(_LIFE, WORLD), handle))
-        return handle
+        return self._at(when, callback, args, context)
 
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """asyncio tells every loop; it is passed over when its time comes."""
+    def _at(
+        self, when: float, callback: Callable[..., object], args: tuple[object, ...], context: Context | None
+    ) -> _Step:
+        step = _Step(callback, args, copy_context() if context is None else context, False)
+        self._count += 1
+        heapq.heappush(self._timers, (when, self._count, step))
+        return step
 
     def run_in_executor(
         self,
@@ -168,6 +187,15 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             self.call_later(self.delay(0.001), _refuse, future, error)
         else:
             self.call_later(self.delay(0.001), _answer, future, result)
+
+    async def pause(self, seconds: float) -> None:
+        """`asyncio.sleep`, for those who do nothing else."""
+        over = self.create_future()
+        timer = self.call_later(seconds, _answer, over, None)
+        try:
+            await over
+        finally:
+            timer.cancel()
 
     def delay(self, most: float) -> float:
         """A while, mostly short and now and then as long as may be."""
@@ -193,32 +221,40 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self.steps += 1
         if self.steps > MOST_STEPS:
             raise Stuck(f"no rest after {MOST_STEPS} steps")
-        self._now += LONGEST_STEP * self._random()
+        now = self._now + LONGEST_STEP * self._random()
         timers, ready = self._timers, self._ready
         if not ready:
             if not timers:
                 raise Stuck("everybody waits, and nothing will come")
-            self._now = max(self._now, timers[0][0])
-        while timers and timers[0][0] <= self._now:
-            _, _, life, timer = heapq.heappop(timers)
-            if life.alive and not timer.cancelled():
-                ready.append((False, life, timer))
-        if ready:
-            life, handle = self._next()
-            if life.alive and not handle.cancelled():
-                handle._run()
+            now = max(now, timers[0][0])
+        self._now = now
+        while timers and timers[0][0] <= now:
+            timer = heapq.heappop(timers)[2]
+            if timer.life.alive and not timer._cancelled:
+                ready.append(timer)
+        if not ready:
+            return
+        step = self._next() if self._shuffles and len(ready) > 1 else ready.popleft()
+        if step.life.alive and not step._cancelled:
+            try:
+                step.context.run(step.callback, *step.args)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:  # noqa: BLE001 - a callback's, which nobody awaits
+                self.call_exception_handler({"message": "Exception in a callback", "exception": error})
 
-    def _next(self) -> tuple[Life, asyncio.Handle]:
+    def _next(self) -> _Step:
         ready = self._ready
-        if self._shuffles and len(ready) > 1:
-            # Nothing overtakes a callback, which is as likely as not the first word of what comes behind it.
-            choices = next((place for place, one in enumerate(ready, 1) if not one[0]), len(ready))
-            place = int(self._random() * choices)
-            _, life, handle = ready[place]
-            del ready[place]
-        else:
-            _, life, handle = ready.popleft()
-        return life, handle
+        # Nothing overtakes a callback, which is as likely as not the first word of what comes behind it.
+        choices = 0
+        for one in ready:
+            choices += 1
+            if not one.is_task:
+                break
+        place = int(self._random() * choices)
+        step = ready[place]
+        del ready[place]
+        return step
 
     def end(self) -> None:
         """Let go of everything that is left."""

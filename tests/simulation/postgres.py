@@ -6,7 +6,7 @@ import hashlib
 import random
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
 import orjson
@@ -44,7 +44,9 @@ class Account:
 
     def draft(self) -> Account:
         """A copy to work on: it takes the place of this one when the transaction commits."""
-        return replace(self, rows=dict(self.rows), marks=dict(self.marks))
+        return Account(
+            self.epoch, self.rev, self.erased_rev, self.erased_at, self.rows.copy(), self.marks.copy(), self.history
+        )
 
 
 class Image(NamedTuple):
@@ -197,26 +199,28 @@ class Postgres:
         self.ledger.append(_entry(opening, operation, Verdict.APPLIED, account.rev))
         return account.erased_rev
 
-    def head(self, user_id: str) -> Head | None:
-        """A user's head, if it has one."""
+    def head(self, user_id: str, client_id: str | None = None) -> Head | None:
+        """A user's head, if it has one; with a client's mark, if it is that of a client."""
         account = self.accounts.get(user_id)
         if account is None:
             return None
+        mark = None if client_id is None else account.marks.get(client_id)
         return Head(
             user_id=user_id,
             epoch=account.epoch,
             rev=account.rev,
             erased_rev=account.erased_rev,
             timeline=self.timeline,
+            done_seq=mark.seq if mark else 0,
         )
 
     def ensured_head(self, user_id: str, client_id: str) -> Head:
         """A user's head, made if need be, with a client's mark."""
-        account = self.accounts.setdefault(user_id, self._account(user_id))
-        head = self.head(user_id)
+        if user_id not in self.accounts:
+            self.accounts[user_id] = self._account(user_id)
+        head = self.head(user_id, client_id)
         assert head is not None
-        mark = account.marks.get(client_id)
-        return replace(head, done_seq=mark.seq if mark else 0)
+        return head
 
     def image(self, user_id: str, client_id: str, after_rev: int | None, now_us: int) -> Image:
         """What a snapshot reads: the live graph as of the client's clock, or all rows newer than a revision."""

@@ -7,7 +7,7 @@ import os
 import random
 import sqlite3
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -69,7 +69,9 @@ class Ear(EventLog):
         return False
 
     def emit(self, event: Event) -> None:
-        self._process.note(f"{type(event).__name__} {' '.join(map(str, asdict(event).values()))}")
+        self._process.note(
+            f"{type(event).__name__} {' '.join([str(getattr(event, one.name)) for one in fields(event)])}"
+        )
         if isinstance(event, ServiceFailed):
             self._process.failures.append(f"{event.service}: {event.error}")
         if isinstance(event, Buried):
@@ -112,6 +114,8 @@ class Process:
         self.queued: frozenset[str] = frozenset()
         self.dead: frozenset[str] = frozenset()
         self._deaths = 0
+        # Whose connection was looked at last, and how much it had changed by then.
+        self._seen: tuple[InlineWorker, int] | None = None
         copy_file(template, self._place)
 
     def note(self, what: str) -> None:
@@ -201,8 +205,12 @@ class Process:
     def _look(self) -> None:
         """Where operations are that are not in Postgres, as of the file's last commit."""
         for worker in self._hired:
-            if worker.connection is not None and not worker.connection.in_transaction:
-                self._take(worker.connection)
+            connection = worker.connection
+            # Nothing was written since it was last looked at: then it stands as it stood.
+            if connection is None or connection.in_transaction or self._seen == (worker, connection.total_changes):
+                continue
+            self._seen = worker, connection.total_changes
+            self._take(connection)
 
     def _look_into_file(self) -> None:
         connection = sqlite3.connect(f"file:{self._place}?mode=ro", uri=True)
@@ -220,6 +228,9 @@ class Process:
         """The operations queued and dead here, by what is committed."""
         if self.life.alive:
             self._look()
+            if self.file is not None and all(worker.connection is None for worker in self._hired):
+                # On its way out: the file is closed, and whoever closed it has not heard of that yet.
+                self._look_into_file()
         return self.queued, self.dead
 
     def rows(self) -> dict[tuple[str, str], Standing]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -59,13 +61,25 @@ class Ground:
 
 
 def run(options: Options, ground: Ground) -> Outcome:
-    """Run one schedule to its end."""
-    with ground.folder() as folder:
+    """Run one schedule to its end. What is left of it is garbage in circles: collect it after some of them."""
+    with ground.folder() as folder, _uncollected():
         schedule = Schedule(options, Path(folder), ground.template)
         try:
             return schedule.run()
         finally:
             schedule.end()
+
+
+@contextmanager
+def _uncollected() -> Generator[None]:
+    """Without the garbage collector: nothing is finalized in the middle of a schedule."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class Schedule:
@@ -229,12 +243,11 @@ class Schedule:
         file = process.file
         if process.manager is None or file is None or len(file.outbox.settling) or process.dead_ever:
             return
-        rows = process.rows()
         for cursor in file.hot.cursors():
             head = self.postgres.head(cursor.user_id)
             current = head is not None and (head.epoch, head.rev) == (cursor.epoch, cursor.rev)
             if cursor.complete and current and not file.outbox.queued_of(cursor.user_id):
-                here = [one for (user_id, _), one in rows.items() if user_id == cursor.user_id]
+                here = [one for (user_id, _), one in process.rows().items() if user_id == cursor.user_id]
                 there = [one for (user_id, _), one in self._rows().items() if user_id == cursor.user_id]
                 self.history.claims.append(
                     Claim(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -93,12 +92,13 @@ class Server:
     async def transact(self, users: Collection[str], operations: Sequence[Operation], change: Callable[[], T]) -> T:
         """Run one transaction on those users' heads. Raises what Postgres would, and then nothing was done."""
         boots = self.boots
-        async with AsyncExitStack() as held:
+        held: list[asyncio.Lock] = []
+        try:
             for user_id in sorted(users):
-                await held.enter_async_context(self._locked(user_id))
-            await asyncio.sleep(self.delay(STATEMENT))
+                held.append(await self._lock(user_id))  # noqa: PERF401 - those had are let go when one is not
+            await self.loop.pause(self.delay(STATEMENT))
             self._refuse(operations)
-            await asyncio.sleep(self.delay(COMMIT))
+            await self.loop.pause(self.delay(COMMIT))
             if self.boots != boots:
                 raise Unreachable("the server went away")
             before = len(self.postgres.ledger)
@@ -107,19 +107,18 @@ class Server:
                 what = (entry.user_id, entry.rev, entry.verdict, entry.value, entry.operation)
                 self.loop.trace("server", " ".join(map(str, what)))
             return result
+        finally:
+            for lock in reversed(held):
+                lock.release()
 
-    @asynccontextmanager
-    async def _locked(self, user_id: str) -> AsyncGenerator[None]:
+    async def _lock(self, user_id: str) -> asyncio.Lock:
         lock = self._locks[user_id]
         try:
             async with asyncio.timeout(LOCK_TIMEOUT):
                 await lock.acquire()
         except TimeoutError:
             raise Contended("a lock was not had", sqlstate="55P03") from None
-        try:
-            yield
-        finally:
-            lock.release()
+        return lock
 
     def _refuse(self, operations: Sequence[Operation]) -> None:
         weather = self.weather

@@ -40,15 +40,15 @@ class Wire:
         loop = self._server.loop
         reply: asyncio.Future[T] = loop.create_future()
         loop.create_task(self._serve(work, reply, writes=writes), context=self._server.context)
+        deadline = loop.call_later(DEADLINE, _give_up, reply, lost_connection(writes=writes))
         try:
-            async with asyncio.timeout(DEADLINE):
-                return await reply
-        except TimeoutError:
-            raise lost_connection(writes=writes) from None
+            return await reply
+        finally:
+            deadline.cancel()
 
     async def _serve(self, work: Callable[[], Awaitable[T]], reply: asyncio.Future[T], *, writes: bool) -> None:
         server = self._server
-        await asyncio.sleep(server.delay(LATENCY))
+        await server.loop.pause(server.delay(LATENCY))
         if not server.reaches(self._process):
             await self._break(reply, Unreachable("no way there"))
             return
@@ -62,7 +62,7 @@ class Wire:
             outcome = await work()
         except (DurableTierError, Disputed) as error:
             outcome = error
-        await asyncio.sleep(server.delay(LATENCY))
+        await server.loop.pause(server.delay(LATENCY))
         cut = boots != server.boots or not server.reaches(self._process)
         if cut or server.chance.random() < server.weather.lossy / 2:
             server.loop.trace(self._process, "a reply was lost")
@@ -77,7 +77,7 @@ class Wire:
         """The client hears of it sooner or later, or must find out by itself."""
         if self._server.chance.random() < 0.2:
             return
-        await asyncio.sleep(self._server.delay(0.5))
+        await self._server.loop.pause(self._server.delay(0.5))
         if not reply.done():
             reply.set_exception(error)
 
@@ -196,6 +196,11 @@ class Streamed:
         for start in range(0, len(rows), CHUNK):
             await self._wire.ask(_nothing)
             yield rows[start : start + CHUNK]
+
+
+def _give_up(reply: asyncio.Future[T], error: DurableTierError) -> None:
+    if not reply.done():
+        reply.set_exception(error)
 
 
 async def _nothing() -> None:

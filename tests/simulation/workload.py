@@ -6,7 +6,9 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import Final
+from functools import cache
+from itertools import accumulate
+from typing import Final, TypeAlias
 
 from hybrid_memory import HybridMemoryManager
 from hybrid_memory.clock import entity_node_id, keyed_node_id
@@ -23,6 +25,15 @@ FACT: Final = "conversation_fact"
 _REFUSALS: Final = (Conflict, NotFound, Backpressure, InvalidInput)
 
 
+_Call: TypeAlias = "Callable[[Process, HybridMemoryManager, str], Awaitable[None]]"
+
+
+@cache
+def _ids_of(user: str) -> list[NodeId]:
+    ids = [keyed_node_id(user, "default", key) for key in KEYS]
+    return [NodeId(one) for one in [*ids, *(entity_node_id(user, "crm", entity) for entity in ENTITIES)]]
+
+
 class Workload:
     """The calls of all processes, and the history of them."""
 
@@ -35,6 +46,22 @@ class Workload:
         self._calls = 0
         self.processes: list[Process] = []
         self.erased: set[str] = set()
+        kinds: tuple[tuple[float, _Call], ...] = (
+            (0.34, self._put),
+            (0.12, self._merge),
+            (0.07, self._relate),
+            (0.10, self._delete),
+            (0.025, self._erase),
+            (0.03, self._promote),
+            (0.16, self._read),
+            (0.06, self._ensure),
+            (0.04, self._barrier),
+            (0.025, self._evict),
+            (0.02, self._look_around),
+            (0.01, self._retry),
+        )
+        self._kinds = [kind for _, kind in kinds]
+        self._weights = list(accumulate(weight for weight, _ in kinds))
         # Another one writes now and then to the end, so that it can be told whose fault a failure is.
         self.goes_on = False
 
@@ -72,21 +99,7 @@ class Workload:
     async def one(self, process: Process, manager: HybridMemoryManager) -> None:
         """One call of some kind."""
         chance, user = self._chance, self._chance.choice(self._options.users)
-        kinds: tuple[tuple[float, Callable[[Process, HybridMemoryManager, str], Awaitable[None]]], ...] = (
-            (0.34, self._put),
-            (0.12, self._merge),
-            (0.07, self._relate),
-            (0.10, self._delete),
-            (0.025, self._erase),
-            (0.03, self._promote),
-            (0.16, self._read),
-            (0.06, self._ensure),
-            (0.04, self._barrier),
-            (0.025, self._evict),
-            (0.02, self._look_around),
-            (0.01, self._retry),
-        )
-        (kind,) = chance.choices([kind for _, kind in kinds], [weight for weight, _ in kinds])
+        (kind,) = chance.choices(self._kinds, cum_weights=self._weights)
         await kind(process, manager, user)
 
     def _event(self, process: Process, call: str, act: Act, user: str, phase: Phase, **more: object) -> None:
@@ -203,9 +216,7 @@ class Workload:
         await self._write(process, Act.MERGE, user, key, call, store, value=value)
 
     def _any_node(self, user: str) -> NodeId:
-        ids = [keyed_node_id(user, "default", key) for key in KEYS]
-        ids += [entity_node_id(user, "crm", entity) for entity in ENTITIES]
-        return NodeId(self._chance.choice(ids))
+        return self._chance.choice(_ids_of(user))
 
     async def _relate(self, process: Process, manager: HybridMemoryManager, user: str) -> None:
         source, target = self._any_node(user), self._any_node(user)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
-from collections.abc import Callable
-from contextlib import ExitStack
-from queue import SimpleQueue
-from typing import cast
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import ExitStack, asynccontextmanager
+from queue import LifoQueue
+from typing import Final, cast
 
 from hybrid_memory import HybridMemoryManager
 from hybrid_memory.connect import Tiers
@@ -15,6 +17,8 @@ from hybrid_memory.sqlite.hot_file import HotFile
 from hybrid_memory.sqlite.search_index import SearchIndexes
 from hybrid_memory.sqlite.writer import Hooks
 from hybrid_memory.staff import Staff
+
+HELD_AT_MOST_SECONDS: Final = 20.0
 
 
 def tiers(manager: HybridMemoryManager) -> Tiers:
@@ -36,7 +40,7 @@ def let_readers_go(file: HotFile) -> None:
 def connections(file: HotFile) -> list[sqlite3.Connection]:
     """All of a file's connections, while nobody is reading."""
     database = vars(file.database)
-    scanners = cast("SimpleQueue[sqlite3.Connection]", database["_scanners"])
+    scanners = cast("LifoQueue[sqlite3.Connection]", database["_scanners"])
     resting = [scanners.get_nowait() for _ in range(scanners.qsize())]
     for scanner in resting:
         scanners.put(scanner)
@@ -63,3 +67,24 @@ def after_each_commit(file: HotFile, look: Callable[[], None]) -> None:
         return publication()
 
     hooks.after_commit = looked
+
+
+@asynccontextmanager
+async def unheard(file: HotFile, work: Awaitable[object]) -> AsyncGenerator[None]:
+    """Begin `work`; in the block, its first commit is done and nobody has heard of it. It ends with the block."""
+    loop = asyncio.get_running_loop()
+    committed, let_on = asyncio.Event(), threading.Event()
+
+    def hold() -> None:
+        loop.call_soon_threadsafe(committed.set)
+        let_on.wait(HELD_AT_MOST_SECONDS)
+
+    after_each_commit(file, hold)
+    working = asyncio.ensure_future(work)
+    try:
+        async with asyncio.timeout(HELD_AT_MOST_SECONDS):
+            await committed.wait()
+        yield
+    finally:
+        let_on.set()
+        await working

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
+from queue import LifoQueue
 from typing import Any, TypeVar, cast
 
 from hybrid_memory.errors import Closed, DataDirBusy, HybridMemoryError, StorageCorrupt
@@ -43,7 +43,8 @@ class Database:
         self._driver = driver
         self._writer = Writer(path, driver, hooks, hire)
         self._readers = ThreadPoolExecutor(max_workers=READERS, thread_name_prefix="hybrid-memory-reader")
-        self._scanners: SimpleQueue[sqlite3.Connection] = SimpleQueue()
+        # The one used last comes first: it knows the schema, has its statements prepared and pages at hand.
+        self._scanners: LifoQueue[sqlite3.Connection] = LifoQueue()
         self._opened = ExitStack()
         self._loop = asyncio.get_running_loop()
 

@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Final, Protocol, cast
 
@@ -152,10 +153,11 @@ def has_wal_reset_bug(version: tuple[int, int, int]) -> bool:
     return not ((3, 50, 7) <= version < (3, 51, 0) or (3, 44, 6) <= version < (3, 45, 0))
 
 
+@cache
 def choose_driver() -> Driver:
     """The standard library's SQLite if it loads extensions and is sound, else pysqlite3's, else the standard one.
 
-    Call it once and pass the result on. Raises `StorageFailed` where none is new enough.
+    Always the same one in a process. Raises `StorageFailed` where none is new enough.
     """
     modules = [cast("SqliteModule", sqlite3)]
     # Where there is no wheel of it, the standard library does everything but, perhaps, load extensions.
@@ -248,11 +250,15 @@ def configure_writer(connection: sqlite3.Connection) -> None:
     connection.execute(f"pragma wal_autocheckpoint = {LOG_SIZE_LIMIT // _PAGE_BYTES}")
 
 
-def configure_reader(connection: sqlite3.Connection, *, cache_kib: int = 2_048) -> None:
-    """Settings of a connection that only reads; it never checkpoints. `cache_kib` is for pages of the file."""
+def configure_reader(connection: sqlite3.Connection, *, cache_kib: int | None = None) -> None:
+    """Settings of a connection that only reads; it never checkpoints. `cache_kib` is for pages of the file.
+
+    Left at SQLite's 2 MiB unless it is said: to be told, SQLite reads the schema, which so waits for the first read.
+    """
     _configure(connection)
     connection.execute("pragma wal_autocheckpoint = 0")
-    connection.execute(f"pragma cache_size = {-cache_kib}")
+    if cache_kib is not None:
+        connection.execute(f"pragma cache_size = {-cache_kib}")
     connection.execute("pragma query_only = on")
 
 

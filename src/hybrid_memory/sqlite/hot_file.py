@@ -84,7 +84,14 @@ class HotFile:
         self._indexes = SearchIndexes(database.driver, database.path, budget_bytes=index_bytes)
         self._ledger = ledger
         acceptance = Acceptance(ledger, bounds)
-        self.outbox = SqliteOutbox(database, ledger, acceptance, on_stored=self._stored, on_settled=self._settled)
+        self.outbox = SqliteOutbox(
+            database,
+            ledger,
+            acceptance,
+            on_stored=self._stored,
+            on_settled=self._settled,
+            on_shown=self._indexes.mark_changed,
+        )
         self.hot = SqliteHotTier(database, self._indexes, clock, self.outbox.settling, self.outbox.queued_of)
         self.replica = SqliteReplica(database, ledger, acceptance, self._shown)
         self.past = SqlitePast(database, acceptance, on_queued=self._retried, on_changed=self.hot.cursor_changed)

@@ -38,6 +38,7 @@ _NODE = (
 )
 _EXPIRES_AT = 8
 _CURSORS = "select user_id, epoch, rev, erased_rev, timeline, complete, confirmed_at from users"
+_NEWEST = "select max(rev) from (select user_no, rev from nodes union all select user_no, rev from relationships)"
 _WIDTH = 10
 # Only whole column lists of this module are put together below; every value is bound.
 _GET = f"select {_NODE} from nodes n where n.user_no = ? and n.node_id = ? and n.deleted_at is null"  # noqa: S608 - constants only
@@ -80,6 +81,8 @@ class SqliteHotTier:
         self._queued_of = queued_of
         self._user_nos: dict[str, int] = {}
         self._erased_revs: dict[str, int] = {}
+        # The newest revision among a user's rows when that was first asked in this opening.
+        self._newest_found: dict[str, int] = {}
         # The cursors in the file, read together at the first question; a change takes its user's away.
         self._cursors: dict[str, Cursor | None] | None = None
 
@@ -90,7 +93,9 @@ class SqliteHotTier:
             return
         self._user_nos.pop(user_id, None)
         self.erasure_settled(user_id)
-        if user_no is not None:
+        if user_no is None:
+            self._newest_found.pop(user_id, None)
+        else:
             self._user_nos[user_id] = user_no
         if former is not None:
             self._indexes.drop(former)
@@ -141,6 +146,18 @@ class SqliteHotTier:
             row = self._point.one(_CURSORS + " where user_id = ?", (user_id,))
             cursor = self._cursors[user_id] = None if row is None else _cursor(row)
         return None if cursor is None else self._settling.cursor(cursor)
+
+    def cursor_seen(self, user_id: str) -> Cursor | None:
+        """As `cursor`, but of all that reads see: also commits unheard of, and own rows of earlier openings."""
+        row = self._point.one(_CURSORS + " where user_id = ?", (user_id,))
+        if row is None:
+            return None
+        if user_id not in self._newest_found:
+            # Once: what comes later comes with the cursor, or is known to be our own.
+            (newest,) = self._point.one(_NEWEST + " where user_no = ?", (self._place_of(user_id),)) or (None,)
+            self._newest_found[user_id] = newest or 0
+        cursor = self._settling.cursor(_cursor(row))
+        return replace(cursor, rev=max(cursor.rev, self._newest_found[user_id]))
 
     def cursor_changed(self, user_id: str) -> None:
         """Note that a commit changed the user's cursor in the file."""

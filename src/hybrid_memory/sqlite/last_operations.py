@@ -48,13 +48,14 @@ class LastOperations:
     def of(self, user_id: str) -> int:
         """The number of the user's last operation in this opening, else of the last that is queued; 0 for none.
 
-        Of one who is not held and may have been forgotten a number that every mark of theirs has reached.
+        Also of one that is fsynced and whose caller has not heard of it yet: reads see it already. Of a user who is not
+        held and may have been forgotten a number that every mark of theirs has reached.
         """
-        last = self._last.get(user_id, self._let_go.get(user_id))
-        if last is not None:
-            return last
         row = self._point.one("select max(seq) from outbox where user_id = ?", (user_id,))
         queued = 0 if row is None else cast("int", row[0] or 0)
+        last = self._last.get(user_id, self._let_go.get(user_id))
+        if last is not None:
+            return max(queued, last)
         if queued or not self._has_forgotten:
             return queued
         # A copy that was loaded since has all that was decided before.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import cast
 
@@ -120,7 +120,8 @@ class Ledger:
 
     def publication(self) -> Callable[[], None]:
         """What shows the event loop how things stand after a commit, to be called there."""
-        return partial(self._publish, replace(self._queue), self._numbers.last_seq if self._numbers else None)
+        queue = Queue(self._queue.entries, self._queue.payload_bytes, self._queue.dead_letters)
+        return partial(self._publish, queue, self._numbers.last_seq if self._numbers else None)
 
     def _publish(self, queue: Queue, last_seq: int | None) -> None:
         if last_seq is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain, islice
 from typing import Final, cast
@@ -26,6 +26,7 @@ from hybrid_memory.sqlite.database import Database
 from hybrid_memory.sqlite.last_operations import LastOperations
 from hybrid_memory.sqlite.ledger import Ledger
 from hybrid_memory.sqlite.numbering import Moved, renumber
+from hybrid_memory.sqlite.overlay import Touched, show_applied
 from hybrid_memory.sqlite.past import remember_erasures
 from hybrid_memory.sqlite.rows import SqlRow, operation
 from hybrid_memory.sqlite.settling import Settling
@@ -50,12 +51,14 @@ class SqliteOutbox:
         *,
         on_stored: Callable[[Stored], None],
         on_settled: Callable[[BatchApplied], None],
+        on_shown: Callable[[int, Sequence[int]], None],
     ) -> None:
         self._database = database
         self._ledger = ledger
         self._acceptance = acceptance
         self._on_stored = on_stored
         self._on_settled = on_settled
+        self._on_shown = on_shown
         self.settling = Settling()
         # The batches of the settlement that waits to be taken along, if one does.
         self._batches: list[BatchApplied] = []
@@ -197,8 +200,9 @@ class SqliteOutbox:
         return self._settlement
 
     def _write_down(self, batches: list[BatchApplied]) -> asyncio.Future[None]:
+        touched: list[Touched] = []
         settlement = self._database.write(
-            partial(self._settle, batches), after=partial(self._settled, batches), ride=True
+            partial(self._settle, batches, touched), after=partial(self._settled, batches, touched), ride=True
         )
         settlement.add_done_callback(partial(self._look_after, batches))
         return settlement
@@ -213,17 +217,19 @@ class SqliteOutbox:
         if self._database.takes_work:
             self._write_down(batches)
 
-    def _settled(self, batches: list[BatchApplied], _: None) -> None:
+    def _settled(self, batches: list[BatchApplied], touched: list[Touched], _: None) -> None:
+        for user_no, row_id in touched:
+            self._on_shown(user_no, [row_id])
         for batch in batches:
             self.settling.end(batch)
             self._on_settled(batch)
 
-    def _settle(self, batches: list[BatchApplied], connection: sqlite3.Connection) -> None:
+    def _settle(self, batches: list[BatchApplied], touched: list[Touched], connection: sqlite3.Connection) -> None:
         now_us, queue = self._ledger.now_us(), self._ledger.queue(connection)
         told: list[tuple[int, int | None, Verdict]] = []
         payload_bytes = 0
-        nodes: list[tuple[int, str, int]] = []
-        relationships: list[Applied] = []
+        nodes: list[tuple[int, str, int, int]] = []
+        stood: list[Applied] = []
         beaten: list[Operation] = []
         erasures: dict[str, int] = {}
         # One pass: it is half of what settling takes.
@@ -235,10 +241,11 @@ class SqliteOutbox:
                 erasures[operation.user_id] = rev or 0
             # A row decided otherwise than its writer wished comes by the feed, with the revision that stands.
             elif rev is not None and verdict is Verdict.APPLIED:
-                if operation.kind is Kind.RELATIONSHIP:
-                    relationships.append(applied)
-                elif (user_no := self._ledger.known_user_no(connection, operation.user_id)) is not None:
-                    nodes.append((user_no, operation.entity_id, rev))
+                user_no = self._ledger.known_user_no(connection, operation.user_id)
+                if user_no is not None:
+                    stood.append(applied)
+                    if operation.kind is Kind.NODE:
+                        nodes.append((user_no, operation.entity_id, rev, operation.stamp))
             elif verdict in {Verdict.REJECTED, Verdict.SUPERSEDED}:
                 beaten.append(operation)
         seqs = [seq for seq, _, _ in told]
@@ -249,8 +256,10 @@ class SqliteOutbox:
         if removed != len(seqs):
             # An erasure took some of them away meanwhile, and their bytes off the count.
             self._ledger.count_bytes(connection)
-        number_nodes(connection, nodes)
-        self._number_relationships(connection, relationships)
+        # Tried again, it finds the file as it was.
+        touched.clear()
+        if number_nodes(connection, nodes) < len(stood):
+            touched += show_applied(connection, self._ledger, stood)
         for operation in beaten:
             withdraw(connection, self._ledger.known_user_no(connection, operation.user_id), operation, now_us)
         remember_erasures(connection, erasures, now_us)
@@ -258,16 +267,6 @@ class SqliteOutbox:
             "update users set erased_rev = ? where user_id = ?", [(rev, user) for user, rev in erasures.items()]
         )
         _move_cursors(connection, [user for batch in batches for user in batch.users if user.as_sent], now_us)
-
-    def _number_relationships(self, connection: sqlite3.Connection, stood: list[Applied]) -> None:
-        for applied in stood:
-            user_no = self._ledger.known_user_no(connection, applied.operation.user_id)
-            row = carried_relationship(applied.operation.payload).row
-            connection.execute(
-                "update relationships set rev = ?1 where user_no = ?2 and source_id = ?3 and relationship_type = ?4"
-                " and target_id = ?5 and rev < ?1",
-                (applied.rev, user_no, row.source_id, row.relationship_type, row.target_id),
-            )
 
     async def bury(self, operation: Operation, *, sqlstate: str, reason: str) -> list[Operation]:
         """Move an operation to the dead letters, and with it what is queued behind it and depends on it.

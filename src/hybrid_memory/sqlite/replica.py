@@ -7,29 +7,17 @@ import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
 
 from hybrid_memory.changes import Kind, NodeRow, Operation, RelationshipRow
-from hybrid_memory.graph import Verdict
-from hybrid_memory.merging import decide_node, decide_relationship
 from hybrid_memory.messages import FlatRow, Head
-from hybrid_memory.payloads import carried_node, carried_relationship
 from hybrid_memory.sqlite.accepting import Acceptance
 from hybrid_memory.sqlite.database import Database
 from hybrid_memory.sqlite.ledger import Ledger
+from hybrid_memory.sqlite.overlay import lay_over, queued_operations, show_node, show_relationship
 from hybrid_memory.sqlite.past import has_undated, remember_erasures
 from hybrid_memory.sqlite.quarantine import remove_finished
 from hybrid_memory.sqlite.restoring import Restoration
-from hybrid_memory.sqlite.rows import (
-    SqlRow,
-    find_node,
-    find_relationship,
-    node_row,
-    operation,
-    put_node,
-    put_relationship,
-    relationship_row,
-)
+from hybrid_memory.sqlite.rows import find_node, find_relationship, node_row, relationship_row
 from hybrid_memory.sqlite.staging import insert_nodes, insert_relationships
 from hybrid_memory.sqlite.verdicts import keep_rejections
 
@@ -200,58 +188,19 @@ class SqliteReplica:
             self._put_relationship(connection, generation, relationship_row(row))
 
     def _put_node(self, connection: sqlite3.Connection, user_no: int, row: NodeRow) -> int:
-        found = find_node(connection, user_no, row.node_id)
-        row_id = found[0] if found else self._ledger.next_row_id(connection)
-        put_node(connection, user_no, row_id, row)
-        self._ledger.observe(row.stamp)
-        return row_id
+        return show_node(connection, self._ledger, user_no, row)
 
     def _put_relationship(self, connection: sqlite3.Connection, user_no: int, row: RelationshipRow) -> None:
-        found = find_relationship(connection, user_no, row.source_id, row.relationship_type, row.target_id)
-        row_id = found[0] if found else self._ledger.next_row_id(connection)
-        put_relationship(connection, user_no, row_id, row)
-        self._ledger.observe(row.stamp)
+        show_relationship(connection, self._ledger, user_no, row)
 
     @staticmethod
     def _queued(
         connection: sqlite3.Connection, user_id: str, entity_id: str | None = None, *, after_seq: int = 0
     ) -> list[Operation]:
-        # Behind `after_seq`: what Postgres had done when it was asked is in its rows, though its answer to the relay
-        # may still be on the way; laid over what others made of it since, it would undo that.
-        rows = connection.execute(
-            "select seq, op_id, user_id, kind, entity_id, base, delta, stamp, payload, accepted_at from outbox"
-            " where user_id = ?1 and (?2 is null or entity_id = ?2) and seq > ?3 order by seq",
-            (user_id, entity_id, after_seq),
-        ).fetchall()
-        return [operation(row) for row in cast("list[SqlRow]", rows)]
+        return queued_operations(connection, user_id, entity_id, after_seq=after_seq)
 
     def _lay_over(self, connection: sqlite3.Connection, user_no: int, queued: Operation) -> int | None:
-        """Show a queued operation over the row that stands, as Postgres will decide it; the row id it touched."""
-        match queued.kind:
-            case Kind.NODE:
-                carried = carried_node(queued.payload)
-                found = find_node(connection, user_no, queued.entity_id)
-                current = found[1] if found else None
-                seen = current is not None and current.rev == queued.base
-                decided = decide_node(carried, current, seen=seen)
-                if decided.row is None or decided.verdict is Verdict.REJECTED:
-                    return None
-                rev = current.rev if current else 0
-                return self._put_node(connection, user_no, decided.row._replace(rev=rev))
-            case Kind.RELATIONSHIP:
-                wished, revive, absent_at = carried_relationship(queued.payload)
-                known = find_relationship(
-                    connection, user_no, wished.source_id, wished.relationship_type, wished.target_id
-                )
-                standing = known[1] if known else None
-                seen = standing is not None and standing.rev == queued.base
-                edge = decide_relationship(wished, standing, seen=seen, revive=revive, absent_at=absent_at).row
-                if edge is not None:
-                    rev = standing.rev if standing else 0
-                    self._put_relationship(connection, user_no, edge._replace(rev=rev))
-                return None
-            case Kind.ERASE:
-                return None
+        return lay_over(connection, self._ledger, user_no, queued)
 
     async def absorb(self, head: Head, nodes: Sequence[FlatRow], relationships: Sequence[FlatRow]) -> int:
         """Take in newer rows and move the cursor to the head, in one step. Returns how many rows changed."""

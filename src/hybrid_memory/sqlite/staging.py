@@ -83,8 +83,9 @@ class Staging:
 # A list of values and not a JSON array: taking that apart takes as long as the update.
 _NUMBERINGS: Final = _sized(
     "update nodes set rev = j.column3 from (VALUES) as j"
-    " where nodes.user_no = j.column1 and nodes.node_id = j.column2 and nodes.rev < j.column3",
-    3,
+    " where nodes.user_no = j.column1 and nodes.node_id = j.column2 and nodes.rev < j.column3"
+    " and (nodes.stamp = j.column4 or nodes.rev = 0)",
+    4,
 )
 _MOVES: Final = _sized(
     "update users set rev = j.column2, epoch = j.column4, confirmed_at = j.column5 from (VALUES) as j"
@@ -94,9 +95,12 @@ _MOVES: Final = _sized(
 )
 
 
-def number_nodes(connection: sqlite3.Connection, numbered: Sequence[Params]) -> None:
-    """Give nodes the revisions that Postgres gave them, if they are newer: generation, node id, revision."""
-    _execute(connection, _NUMBERINGS, numbered)
+def number_nodes(connection: sqlite3.Connection, numbered: Sequence[Params]) -> int:
+    """Give nodes the revisions that Postgres gave them: generation, node id, revision, and the operation's stamp.
+
+    Only where a row is older, and the operation's or never was in Postgres. Returns how many rows that were.
+    """
+    return _execute(connection, _NUMBERINGS, numbered)
 
 
 def move_cursors(connection: sqlite3.Connection, moves: Sequence[Params]) -> None:
@@ -114,9 +118,10 @@ def insert_relationships(connection: sqlite3.Connection, rows: Sequence[Params])
     _execute(connection, _LOADED_RELATIONSHIPS, rows)
 
 
-def _execute(connection: sqlite3.Connection, statements: dict[int, str], rows: Sequence[Params]) -> None:
-    start = 0
+def _execute(connection: sqlite3.Connection, statements: dict[int, str], rows: Sequence[Params]) -> int:
+    start = changed = 0
     for size, statement in statements.items():
         while len(rows) - start >= size:
-            connection.execute(statement, list(chain.from_iterable(rows[start : start + size])))
+            changed += connection.execute(statement, list(chain.from_iterable(rows[start : start + size]))).rowcount
             start += size
+    return changed
