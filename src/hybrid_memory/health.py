@@ -81,7 +81,7 @@ def _find(tiers: Tiers, staff: Staff) -> _Found:
         )
     except HybridMemoryError as error:
         # What waits must be told above all now.
-        return _Found(queue=file.queue_by_count(), users_held=0, users_in_doubt=0, unread=error)
+        return _Found(queue=file.outbox.counts(), users_held=0, users_in_doubt=0, unread=error)
 
 
 def assess(tiers: Tiers, staff: Staff, *, control: str, users_open: int, now_us: int) -> Health:

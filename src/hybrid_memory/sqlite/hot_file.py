@@ -16,7 +16,7 @@ from hybrid_memory.clock import Clock, IdSource
 from hybrid_memory.errors import HybridMemoryError, NumbersReused, OtherDatabase, StorageCorrupt
 from hybrid_memory.events import FileFinding, NumbersMissing, QueueRenumbered
 from hybrid_memory.forking import forsake_in_child
-from hybrid_memory.messages import BatchApplied, Opening, QueueState
+from hybrid_memory.messages import BatchApplied, Opening
 from hybrid_memory.migrations import Migration, Recorded, load, plan
 from hybrid_memory.sqlite.accepting import Acceptance, QueueBounds, Stored
 from hybrid_memory.sqlite.binding import Binding, read_binding, write_binding
@@ -270,16 +270,6 @@ class HotFile:
             with suppress(OSError):
                 size += part.stat().st_size
         return size
-
-    def queue_by_count(self) -> QueueState:
-        """The queue as far as it is known without reading the file: not how old it is."""
-        known = self._ledger.committed
-        return QueueState(
-            entries=max(0, known.entries - len(self.outbox.settling)),
-            payload_bytes=known.payload_bytes,
-            oldest_at=None,
-            dead_letters=known.dead_letters,
-        )
 
     def erased_rev(self, user_id: str) -> int:
         """The last erasure of a user that this file knows of; see `SqliteHotTier.erased_rev`."""

@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from typing import Final, cast
@@ -315,14 +316,17 @@ class SqliteOutbox:
 
     def state(self) -> QueueState:
         """Counts, at once."""
-        queue = self._ledger.committed
+        counts = self.counts()
         row = self._database.point.one("select accepted_at from outbox order by seq limit 1")
+        return counts if row is None or not counts.entries else replace(counts, oldest_at=row[0])
+
+    def counts(self) -> QueueState:
+        """The same without reading the file: not how old the queue is."""
+        queue = self._ledger.committed
+        # An erasure may have taken away what was on its way and is decided now.
+        entries = max(0, queue.entries - len(self.settling))
         return QueueState(
-            # An erasure may have taken away what was on its way and is decided now.
-            entries=max(0, queue.entries - len(self.settling)),
-            payload_bytes=queue.payload_bytes,
-            oldest_at=None if row is None or queue.entries == len(self.settling) else row[0],
-            dead_letters=queue.dead_letters,
+            entries=entries, payload_bytes=queue.payload_bytes, oldest_at=None, dead_letters=queue.dead_letters
         )
 
     def last_accepted_of(self, user_id: str) -> int:
