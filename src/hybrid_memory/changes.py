@@ -190,6 +190,45 @@ def _patch(before: JsonObject, after: JsonObject) -> JsonObject:
     return patch
 
 
+def patched_members(before: str, patch: str) -> str:
+    """What stood in an object where a merge patch changes it, as canonical JSON text; what was absent is left out."""
+    return _text(_patched(cast("JsonObject", orjson.loads(before)), cast("JsonObject", orjson.loads(patch))))
+
+
+def _patched(before: JsonObject, patch: JsonObject) -> JsonObject:
+    found: JsonObject = {}
+    for name in patch.keys() & before.keys():
+        former, change = before[name], patch[name]
+        if isinstance(former, dict) and isinstance(change, dict):
+            found[name] = _patched(former, change)
+        else:
+            found[name] = former
+    return found
+
+
+def still_standing(patch: str, seen: str, current: str) -> str:
+    """The part of a merge patch that changes what stands in `current` just as its writer had seen it, in `seen`."""
+    texts = (patch, seen, current)
+    return _text(_standing(*(cast("JsonObject", orjson.loads(text)) for text in texts)))
+
+
+def _standing(patch: JsonObject, seen: JsonObject, current: JsonObject) -> JsonObject:
+    found: JsonObject = {}
+    for name, change in patch.items():
+        if name not in seen or name not in current:
+            continue
+        former, stands = seen[name], current[name]
+        if isinstance(change, dict) and isinstance(former, dict) and isinstance(stands, dict):
+            found[name] = _standing(change, former, stands)
+        elif former == stands and type(former) is type(stands):
+            found[name] = change
+    return found
+
+
+def _text(value: JsonValue) -> str:
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
+
+
 def merge_text(target: str, patch: str) -> str:
     """`merge_patch` on canonical JSON text."""
     merged = merge_patch(cast("JsonValue", orjson.loads(target)), cast("JsonValue", orjson.loads(patch)))

@@ -12,6 +12,7 @@ from hybrid_memory.changes import (
     merge_text,
     node_hash,
     searchable_text,
+    still_standing,
 )
 from hybrid_memory.graph import Verdict
 from hybrid_memory.jsontext import decode
@@ -80,6 +81,9 @@ def _merged(carried: CarriedNode, patch: str, current: NodeRow) -> NodeRow:
     # Laid over in stamp order, so that two replicas merging the same two changes agree field by field.
     later = row.stamp > current.stamp
     content = merge_text(current.content, patch) if later else merge_text(merge_text("{}", patch), current.content)
+    if not later and carried.patched is not None:
+        # The later stamp may be another field's. What stands as its writer saw it nobody else has changed since.
+        content = merge_text(content, still_standing(patch, carried.patched, current.content))
     newer, older = (row, current) if later else (current, row)
     merged = newer._replace(
         content=content,

@@ -21,6 +21,8 @@ class CarriedNode:
     revive: bool
     absent_at: int = 0
     """The writer's copy was complete as of this revision and had no such node; 0 where that is not known."""
+    patched: str | None = None
+    """What the writer saw where its patch changes it; None where it saw nothing."""
 
 
 class CarriedRelationship(NamedTuple):
@@ -39,8 +41,9 @@ def node_payload(
     patch: str | None = None,
     revive: bool = False,
     absent_at: int = 0,
+    patched: str | None = None,
 ) -> str:
-    """The JSON object that carries a node to Postgres. `patch` goes as text, to be read back as it was frozen."""
+    """The JSON object that carries a node to Postgres. `patch` and `patched` go as text, to be read back as frozen."""
     members: dict[str, object] = {
         "user_id": user_id,
         "node_id": row.node_id,
@@ -69,6 +72,8 @@ def node_payload(
         members |= {"expires_at": row.expires_at, "deleted_at": row.deleted_at}
     if patch is not None:
         members["patch"] = patch
+    if patched is not None:
+        members["patched"] = patched
     if revive:
         members["revive"] = True
     if absent_at:
@@ -108,6 +113,7 @@ def carried_node(payload: str) -> CarriedNode:
         patch=cast("str | None", members.get("patch")),
         revive=members.get("revive") is True,
         absent_at=cast("int", members.get("absent_at", 0)),
+        patched=cast("str | None", members.get("patched")),
     )
 
 

@@ -12,8 +12,8 @@ from tests.simulation.options import Options
 from tests.simulation.schedule import Ground, Outcome
 
 SCHEDULES = "simulated schedules"
-# One in so many schedules is a long one.
-LONG_EVERY = 8
+# One in so many schedules is a long one, which takes as long as five others.
+LONG_EVERY = 32
 # Seeds of two campaigns do not meet before one has run for days.
 APART = 10_000_000
 COLLECT_EVERY = 64

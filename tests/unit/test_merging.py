@@ -17,6 +17,7 @@ from hybrid_memory.changes import (
     Rule,
     node_hash,
     node_row,
+    patched_members,
     relationship_row,
 )
 from hybrid_memory.graph import NodeId, Verdict
@@ -45,8 +46,15 @@ def _node(content: str = '{"a":1}', *, stamp: int = 10, deleted: bool = False, *
     return row._replace(deleted_at=stamp) if deleted else row
 
 
-def _carried(row: NodeRow, rule: Rule = Rule.REPLACE, *, revive: bool = False, patch: str | None = None) -> CarriedNode:
-    return CarriedNode(row=row, rule=rule, patch=patch, revive=revive)
+def _carried(
+    row: NodeRow,
+    rule: Rule = Rule.REPLACE,
+    *,
+    revive: bool = False,
+    patch: str | None = None,
+    patched: str | None = None,
+) -> CarriedNode:
+    return CarriedNode(row=row, rule=rule, patch=patch, revive=revive, patched=patched)
 
 
 _LIVE = _node('{"stands":1}', stamp=10)
@@ -134,6 +142,17 @@ def test_a_merge_joins_field_by_field_and_the_later_stamp_has_the_last_word(stam
     assert (merged.created_at, merged.updated_at, merged.stamp) == (min(7, stamp), max(10, stamp), max(10, stamp))
     assert set(merged.text_content.split("\n")) == {kept}
     assert merged.row_hash == node_hash(merged)
+
+
+def test_a_field_that_stands_as_its_writer_saw_it_is_changed_whatever_the_stamp_of_another_field() -> None:
+    current = _node('{"a":1,"b":"theirs","in":{"x":1,"y":"theirs"},"n":0}', stamp=10)
+    row = _node(stamp=5)
+    patch = '{"a":2,"b":"mine","in":{"x":null,"y":"mine"},"n":1}'
+    seen = patched_members('{"a":1,"b":"before","c":3,"in":{"x":1,"y":"before","z":1},"n":0.0}', patch)
+    assert decode(seen) == {"a": 1, "b": "before", "in": {"x": 1, "y": "before"}, "n": 0.0}
+    decision = decide_node(_carried(row, Rule.MERGE, patch=patch, patched=seen), current, seen=False)
+    assert decision.row is not None
+    assert decode(decision.row.content) == {"a": 2, "b": "theirs", "in": {"y": "theirs"}, "n": 0}
 
 
 def test_a_merge_keeps_the_summary_of_either_side() -> None:

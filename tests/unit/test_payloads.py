@@ -83,13 +83,13 @@ def _relationships(draw: st.DrawFn) -> RelationshipRow:
     )
 
 
-@given(_nodes(), st.sampled_from(Rule), st.none() | _CONTENT, st.booleans())
+@given(_nodes(), st.sampled_from(Rule), st.none() | _CONTENT, st.none() | _CONTENT, st.booleans())
 def test_a_node_comes_back_from_its_payload_as_it_went_in(
-    row: NodeRow, rule: Rule, patch: str | None, revive: bool
+    row: NodeRow, rule: Rule, patch: str | None, patched: str | None, revive: bool
 ) -> None:
-    carried = carried_node(node_payload("ann", row, rule=rule, patch=patch, revive=revive))
+    carried = carried_node(node_payload("ann", row, rule=rule, patch=patch, patched=patched, revive=revive))
     assert carried.row == row
-    assert (carried.rule, carried.patch, carried.revive) == (rule, patch, revive)
+    assert (carried.rule, carried.patch, carried.patched, carried.revive) == (rule, patch, patched, revive)
 
 
 @given(_relationships(), st.booleans())

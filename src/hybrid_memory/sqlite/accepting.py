@@ -15,6 +15,7 @@ from hybrid_memory.changes import (
     RelationshipRow,
     Rule,
     node_row,
+    patched_members,
     relationship_row,
 )
 from hybrid_memory.errors import Backpressure, Conflict, NotFound
@@ -84,13 +85,15 @@ class Acceptance:
         row = node_row(change, existing, now_us=ledger.now_us(), stamp=ledger.next_stamp())
         row_id = found[0] if found else ledger.next_row_id(connection)
         put_node(connection, user_no, row_id, row)
+        is_merge = change.rule is Rule.MERGE
         payload = node_payload(
             user_id,
             row,
             rule=change.rule,
-            patch=change.content if change.rule is Rule.MERGE else None,
+            patch=change.content if is_merge else None,
             revive=existing is not None and not live,
             absent_at=complete_at(connection, user_no) if existing is None else 0,
+            patched=patched_members(existing.content, change.content) if is_merge and existing and live else None,
         )
         base = -own or (existing.rev if existing else 0)
         queued = self._operation(connection, user_id, row, payload, base=base, delta=0 if live else 1)
