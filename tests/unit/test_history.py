@@ -208,3 +208,12 @@ def test_what_is_dead_is_not_lost() -> None:
     history.events.append(replace(history.events[-1], t=4, verdict=Verdict.DEAD))
     history.dead.add("opc")
     assert check(history) == []
+
+
+def test_what_its_writer_alone_knows_of_a_row_that_has_gone_needs_no_revision() -> None:
+    history = good()
+    history.events += [read(3, "r3", 0, of="b"), read(4, "r4", 2, of="b")]
+    assert check(history) == []
+    theirs = replace(read(3, "r3", 0, of="b"), process="p1")
+    history.events += [replace(theirs, version=2), theirs]
+    assert [finding.rule for finding in check(history)] == [4]

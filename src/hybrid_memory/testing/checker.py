@@ -138,6 +138,7 @@ class _Checker:
     def _backwards(self) -> Iterator[str]:
         seen: dict[tuple[str, int, str, str | None], int] = {}
         erased: set[str] = set()
+        own = {(one.begun.process, one.begun.value) for one in self._calls if one.begun.value is not None}
         for event in self._history.events:
             match event.act:
                 case Act.ERASE:
@@ -147,6 +148,9 @@ class _Checker:
                     seen = {place: rev for place, rev in seen.items() if place[2] != event.user_id}
                 case Act.READ if event.version is not None and event.user_id not in erased:
                     place = event.process, event.life, event.user_id, event.key
+                    if event.version == 0 and (event.process, event.value) in own:
+                        # Its own, still queued, over what somebody has deleted since: that has no revision.
+                        continue
                     if event.version < seen.get(place, 0):
                         yield f"{event.call} read revision {event.version} of {event.key} after {seen[place]}"
                     seen[place] = event.version
