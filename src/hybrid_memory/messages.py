@@ -26,26 +26,51 @@ class Disputed(Exception):
         self.users = users
 
 
+class Start(NamedTuple):
+    """An opening of a hot-tier file, and the first queue number that it may have given out."""
+
+    number: int
+    first: int
+    token: str
+
+
+class Mark(NamedTuple):
+    """How far Postgres has one user's operations of a client: the last queue number, and the opening that sent it."""
+
+    last_seq: int
+    open_number: int
+    open_token: str
+
+
+UNMARKED: Final = Mark(0, 0, "")
+"""The mark of a client of whom Postgres has nothing."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opening:
     """One opening of a hot-tier file: the file's client id, a number that grows, and a token that no copy shares.
 
-    `starts` are this and earlier openings, each with the first queue number that it may have given out, as far as
-    some of those numbers are still queued.
+    `starts` are this and earlier openings, as far as some of their queue numbers are still queued.
     """
 
     client_id: str
     number: int
     token: str
-    starts: tuple[tuple[int, int], ...] = ()
+    starts: tuple[Start, ...] = ()
 
-    def covered(self, last_seq: int, open_number: int) -> int:
-        """The last of our queue numbers that a mark in Postgres speaks of, set at `last_seq` by that opening.
+    def covered(self, mark: Mark) -> int:
+        """The last of our queue numbers that a mark in Postgres speaks of.
 
         A mark knows nothing of what a later opening accepted: where that has such a number too, the file had lost what
-        the mark was set for, and the number was given out again.
+        the mark was set for, and the number was given out again. Nor does it know what was accepted beside the opening
+        that set it, by one of the same number in a copy of the file.
         """
-        return min([last_seq, *(first - 1 for number, first in self.starts if number > open_number)])
+        apart = (
+            one.first - 1
+            for one in self.starts
+            if one.number > mark.open_number or (one.number == mark.open_number and one.token != mark.open_token)
+        )
+        return min([mark.last_seq, *apart])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

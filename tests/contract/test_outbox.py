@@ -17,7 +17,18 @@ from hybrid_memory.graph import NodeId, Verdict
 from hybrid_memory.messages import Applied, BatchApplied, Listing
 from hybrid_memory.sqlite.accepting import QueueBounds
 from hybrid_memory.sqlite.hot_file import HotFile
-from tests.support.hot_files import CLOCK, carried, count, fresh, hot_file, keyed, load, related
+from tests.support.hot_files import (
+    CLOCK,
+    carried,
+    count,
+    fresh,
+    head,
+    hot_file,
+    keyed,
+    load,
+    node_from_postgres,
+    related,
+)
 from tests.support.waiting import until
 
 
@@ -412,6 +423,26 @@ async def test_an_erasure_takes_the_queue_with_it_and_counts_stay_right_for_what
     assert file.outbox.verdict(other) is None
     await file.outbox.bury(on_its_way[1], sqlstate="22P05", reason="it was erased meanwhile")
     assert (file.outbox.state().entries, file.outbox.state().dead_letters) == (2, 0)
+
+
+async def test_what_is_stored_over_anothers_row_that_has_beaten_ours_is_made_on_that_row(file: HotFile) -> None:
+    await load(file, 2, [])
+    ours = await file.outbox.accept_node("ada", keyed("k", "ours"))
+    theirs = node_from_postgres(keyed("k", "theirs"), 3)
+    await file.replica.absorb(
+        head(3), [theirs._replace(stamp=file.outbox.claim(after_seq=0, limit=1)[0].stamp + 1)], []
+    )
+    again = await file.outbox.accept_node("ada", keyed("k", "ours again"))
+    once_more = await file.outbox.accept_node("ada", keyed("k", "ours once more"))
+    queued = {one.seq: one for one in file.outbox.claim(after_seq=0, limit=10)}
+    assert [queued[one.seq].base for one in (ours, again, once_more)] == [0, 3, -again.seq]
+
+
+async def test_what_was_loaded_is_changed_by_what_is_later_whatever_the_clock_says(file: HotFile) -> None:
+    ahead = (CLOCK.now_us() + 60_000_000) << 8
+    await load(file, 2, [node_from_postgres(keyed("k", "theirs"), 2, stamp=ahead)])
+    await file.outbox.accept_node("ada", keyed("k", "ours"))
+    assert file.outbox.claim(after_seq=0, limit=1)[0].stamp > ahead
 
 
 async def test_what_died_and_was_queued_again_is_told_as_it_was_decided_then(file: HotFile) -> None:

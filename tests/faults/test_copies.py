@@ -83,6 +83,22 @@ async def test_a_copy_opened_later_takes_over_without_taking_its_own_writes_for_
     assert await texts(admin) == [*BEFORE, "of the first", "of the copy"]
 
 
+async def test_what_a_copy_queued_apart_is_not_taken_for_what_the_other_has_sent_under_the_same_number(
+    tmp_path: Path, postgres: Database, admin: asyncpg.Connection
+) -> None:
+    one, two = await twins(tmp_path, postgres)
+    async with HybridMemoryManager.open(postgres="off", data_dir=two) as second:
+        await second.store_persistent_memory("ada", {"text": "of the copy"}, FACT)
+    async with opened(postgres, one) as first:
+        # The same opening of the same client, and the same number of its queue.
+        await first.store_persistent_memory("ada", {"text": "of the first"}, FACT)
+        await drained(first)
+    async with opened(postgres, two) as second:
+        await drained(second)
+        assert not await second.dead_letters.list()
+    assert await texts(admin) == [*BEFORE, "of the first", "of the copy"]
+
+
 async def test_whoever_opens_a_copied_file_alone_just_goes_on(
     tmp_path: Path, postgres: Database, admin: asyncpg.Connection
 ) -> None:

@@ -242,8 +242,8 @@ LOCAL: Final = (
             ),
             Edit(
                 file="src/hybrid_memory/messages.py",
-                find="        return min([last_seq, *(first - 1 for",
-                put="        return last_seq or min([last_seq, *(first - 1 for",
+                find="        return min([mark.last_seq, *apart])",
+                put="        return mark.last_seq or min([mark.last_seq, *apart])",
             ),
         ),
         caught_by=(f"{_NUMBERS}::test_what_is_stored_over_a_shortened_log_while_postgres_is_away_is_not_skipped",),

@@ -217,3 +217,15 @@ def test_what_its_writer_alone_knows_of_a_row_that_has_gone_needs_no_revision() 
     theirs = replace(read(3, "r3", 0, of="b"), process="p1")
     history.events += [replace(theirs, version=2), theirs]
     assert [finding.rule for finding in check(history)] == [4]
+
+
+def test_what_died_and_was_queued_again_comes_behind_what_was_stored_meanwhile() -> None:
+    history = good()
+    history.ledger[:] = [applied("b", 2, seq=2), applied("a", 3, seq=3)]
+    history.postgres = {("ada", KEY): Standing(3, "va", "h")}
+    history.replicas = {"p0": dict(history.postgres)}
+    history.events[:] = [*write(1, "a"), *write(2, "b", rev=2)]
+    assert 2 in {finding.rule for finding in check(history)}
+    buried = replace(line(1.5, "a", Phase.OK), operation="opa", receipt=Status.PENDING, verdict=Verdict.DEAD)
+    history.events.insert(2, buried)
+    assert 2 not in {finding.rule for finding in check(history)}

@@ -14,7 +14,7 @@ import asyncpg
 from hybrid_memory.clock import Clock
 from hybrid_memory.errors import Unreachable
 from hybrid_memory.graph import Digest
-from hybrid_memory.messages import Head, Opening
+from hybrid_memory.messages import UNMARKED, Head, Mark, Opening
 from hybrid_memory.ports import Snapshot
 from hybrid_memory.postgres.database import Connection, Link, Meet, PostgresSettings, Purpose
 from hybrid_memory.postgres.reach import Reach
@@ -97,11 +97,11 @@ class PostgresChangeFeed:
     async def _snapshot(self, user_id: str, after_rev: int | None) -> AsyncGenerator[Snapshot, None]:
         async with self._loader() as link, link.held() as connection:
             record = await link.step(self._begin(connection, user_id))
-            last_seq, open_number = await link.step(self._mark(connection, user_id, self._opening.client_id))
+            mark = await link.step(self._mark(connection, user_id, self._opening.client_id))
             snapshot = PostgresSnapshot(
                 connection,
                 self._settings,
-                replace(_head(record), done_seq=self._opening.covered(last_seq, open_number)),
+                replace(_head(record), done_seq=self._opening.covered(mark)),
                 expected=record["live"] if after_rev is None else max(0, record["rev"] - after_rev),
                 after_rev=after_rev,
                 now_us=self._clock.now_us(),
@@ -137,24 +137,22 @@ class PostgresChangeFeed:
         return records[0]
 
     _MARK: Final[LiteralString] = """
-        select last_seq, open_number from memory.applied where user_id = $1 and client_id = $2
+        select last_seq, open_number, open_token::text as open_token from memory.applied
+        where user_id = $1 and client_id = $2
     """
 
-    async def _mark(self, connection: Connection, user_id: str, client_id: str) -> tuple[int, int]:
-        """A client's mark on the user as of the snapshot, and the opening that set it.
-
-        What is at or below it is in the rows already.
-        """
+    async def _mark(self, connection: Connection, user_id: str, client_id: str) -> Mark:
+        """A client's mark on the user as of the snapshot; what is at or below it is in the rows already."""
         records = await connection.fetch(self._MARK, user_id, client_id)
-        return (records[0]["last_seq"], records[0]["open_number"]) if records else (0, 0)
+        return Mark(*records[0].values()) if records else UNMARKED
 
     async def head_for(self, user_id: str, client_id: str) -> Head:
         """The user's head, `done_seq` being the last number of that client's queue that it contains."""
         async with self._loader() as link, link.held() as connection:
             record = await link.step(self._begin(connection, user_id))
-            done_seq, _ = await link.step(self._mark(connection, user_id, client_id))
+            mark = await link.step(self._mark(connection, user_id, client_id))
             await link.step(connection.execute("commit"))
-        return replace(_head(record), done_seq=done_seq)
+        return replace(_head(record), done_seq=mark.last_seq)
 
     _DIGEST: Final[LiteralString] = """
         select value, nodes, relationships from memory.digest($1, memory.moment($2))

@@ -13,10 +13,12 @@ from hybrid_memory.changes import Kind, NodeRow, Operation
 from hybrid_memory.errors import Contended, Fenced, NumbersReused
 from hybrid_memory.graph import Verdict
 from hybrid_memory.messages import (
+    UNMARKED,
     Applied,
     AppliedUser,
     BatchApplied,
     Disputed,
+    Mark,
     Opening,
 )
 from hybrid_memory.payloads import carried_relationship
@@ -338,10 +340,12 @@ def _concerned(detail: str | None) -> frozenset[str]:
 
 def _done(opening: Opening, opened: asyncpg.Record, operations: Sequence[Operation]) -> int:
     """The last of one user's operations that the user's mark covers. Raises `NumbersReused`."""
-    marked: int = opened["last_seq"] or 0
-    covered = opening.covered(marked, opened["open_number"] or 0)
-    if any(covered < operation.seq <= marked for operation in operations):
-        raise NumbersReused(user_id=operations[0].user_id, last_seq=marked, covered=covered)
+    mark = UNMARKED
+    if opened["last_seq"] is not None:
+        mark = Mark(opened["last_seq"], opened["open_number"], opened["open_token"])
+    covered = opening.covered(mark)
+    if any(covered < operation.seq <= mark.last_seq for operation in operations):
+        raise NumbersReused(user_id=operations[0].user_id, last_seq=mark.last_seq, covered=covered)
     return covered
 
 

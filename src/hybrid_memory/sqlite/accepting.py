@@ -95,7 +95,7 @@ class Acceptance:
             absent_at=complete_at(connection, user_no) if existing is None else 0,
             patched=patched_members(existing.content, change.content) if is_merge and existing and live else None,
         )
-        base = -own or (existing.rev if existing else 0)
+        base = _base(connection, own, existing)
         queued = self._operation(connection, user_id, row, payload, base=base, delta=0 if live else 1)
         return Stored(operations=(self.enqueue(queued),), user_no=user_no, row_id=row_id)
 
@@ -149,7 +149,7 @@ class Acceptance:
             user_id=user_id,
             kind=Kind.RELATIONSHIP,
             entity_id=row.relationship_id,
-            base=-own or (existing.rev if existing else 0),
+            base=_base(connection, own, existing),
             delta=int(row.deleted_at is None) - int(was_live),
             stamp=row.stamp,
             payload=relationship_payload(
@@ -180,7 +180,7 @@ class Acceptance:
         own = newest_own(connection, user_id, node_id)
         put_node(connection, user_no, row_id, tomb)
         payload = node_payload(user_id, tomb, rule=Rule.REPLACE)
-        burial = self._operation(connection, user_id, tomb, payload, base=-own or row.rev, delta=-1)
+        burial = self._operation(connection, user_id, tomb, payload, base=_base(connection, own, row), delta=-1)
         queued.append(self.enqueue(burial))
         return Stored(operations=tuple(queued), user_no=user_no, row_id=row_id)
 
@@ -226,6 +226,18 @@ def newest_own(connection: sqlite3.Connection, user_id: str, entity_id: str) -> 
         "select max(seq) from outbox where user_id = ? and entity_id = ?", (user_id, entity_id)
     ).fetchone()
     return cast("int | None", row[0]) or 0
+
+
+def _base(connection: sqlite3.Connection, own: int, shown: NodeRow | RelationshipRow | None) -> int:
+    """What a change of a row is made on: what the copy shows, as Postgres will know it.
+
+    That is our newest queued operation on it, unless another's row stands over that: then it is that row's revision.
+    """
+    rev = shown.rev if shown else 0
+    if own == 0 or shown is None or rev == 0:
+        return -own or rev
+    (stamp,) = connection.execute("select stamp from outbox where seq = ?", (own,)).fetchone()
+    return -own if stamp == shown.stamp else rev
 
 
 def complete_at(connection: sqlite3.Connection, user_no: int) -> int:

@@ -360,7 +360,7 @@ def _identify(connection: sqlite3.Connection, ids: IdSource, noted: Noted | None
         noted = None  # of a file that lay here before
     token = ids.new()
     connection.execute("begin immediate")
-    standing = take_over(connection, meta, noted)
+    standing = take_over(connection, meta, noted, token)
     connection.executemany(
         "insert into meta (key, value) values (?, ?) on conflict (key) do update set value = excluded.value",
         [

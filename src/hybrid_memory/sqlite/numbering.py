@@ -8,9 +8,10 @@ from typing import Final, NamedTuple, TypeAlias, cast
 
 import orjson
 
+from hybrid_memory.messages import Start
 from hybrid_memory.sqlite.side_record import Noted
 
-Starts: TypeAlias = "tuple[tuple[int, int], ...]"
+Starts: TypeAlias = "tuple[Start, ...]"
 
 # Openings that queued nothing leave no trace, so this many have queued something that still waits.
 _MOST_STARTS: Final = 1_000
@@ -20,7 +21,7 @@ _MOST_STARTS: Final = 1_000
 class Standing:
     """Where an opening takes the file over. `missing` are the numbers, first and last, that it should have and has not.
 
-    `starts` are openings and the first number that each may have given out, as far as some of those are still queued.
+    `starts` are openings, as far as some of their numbers are still queued.
     """
 
     open_number: int
@@ -28,7 +29,7 @@ class Standing:
     missing: tuple[int, int] | None
 
 
-def take_over(connection: sqlite3.Connection, meta: dict[str, str], noted: Noted | None) -> Standing:
+def take_over(connection: sqlite3.Connection, meta: dict[str, str], noted: Noted | None, token: str) -> Standing:
     """Number a new opening of the file and its operations above all that was given out before, by file or side record.
 
     To be run in the transaction that writes the opening down.
@@ -42,10 +43,10 @@ def take_over(connection: sqlite3.Connection, meta: dict[str, str], noted: Noted
             missing = (here + 1, noted.last_seq)
             here = noted.last_seq
     number += 1
-    starts = (*_still_needed(connection, _starts(meta)), (number, here + 1))[-_MOST_STARTS:]
+    starts = (*_still_needed(connection, _starts(meta)), Start(number, here + 1, token))[-_MOST_STARTS:]
     connection.executemany(
         "insert into meta (key, value) values (?, ?) on conflict (key) do update set value = excluded.value",
-        [("last_seq", str(here)), ("starts", orjson.dumps(starts).decode())],
+        [("last_seq", str(here)), ("starts", orjson.dumps([tuple(start) for start in starts]).decode())],
     )
     return Standing(open_number=number, starts=starts, missing=missing)
 
@@ -56,20 +57,21 @@ def _last_seq(connection: sqlite3.Connection, meta: dict[str, str]) -> int:
 
 
 def _starts(meta: dict[str, str]) -> Starts:
-    return tuple((number, first) for number, first in cast("list[list[int]]", orjson.loads(meta.get("starts", "[]"))))
+    told = cast("list[tuple[int, int, str]]", orjson.loads(meta.get("starts", "[]")))
+    return tuple(Start(*start) for start in told)
 
 
 def _still_needed(connection: sqlite3.Connection, starts: Starts) -> Starts:
     (oldest,) = connection.execute("select min(seq) from outbox").fetchone()
     if oldest is None:
         return ()
-    kept: list[tuple[int, int]] = []
-    for number, first in starts:
+    kept: list[Start] = []
+    for start in starts:
         # Of those with the same first number all but the last gave none out, and of those before the oldest entry all
         # but the last gave out nothing that is still there.
-        if kept and (kept[-1][1] == first or first <= oldest):
+        if kept and (kept[-1].first == start.first or start.first <= oldest):
             kept.pop()
-        kept.append((number, first))
+        kept.append(start)
     return tuple(kept)
 
 

@@ -7,6 +7,8 @@ import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
+from typing import Final
 
 from hybrid_memory.changes import Kind, NodeRow, Operation, RelationshipRow
 from hybrid_memory.messages import FlatRow, Head
@@ -41,6 +43,10 @@ class Shown:
     restored: int = 0
     rejected: tuple[Operation, ...] = ()
     erasure_seq: int = 0
+
+
+# The last column but one, of nodes and of relationships.
+_STAMP: Final[Callable[[FlatRow], int]] = itemgetter(-2)
 
 
 class SqliteReplica:
@@ -92,6 +98,7 @@ class SqliteReplica:
     def _add_nodes(self, generation: int, rows: Sequence[FlatRow], connection: sqlite3.Connection) -> None:
         first = self._ledger.next_row_id(connection, len(rows))
         insert_nodes(connection, [(row_id, generation, *row) for row_id, row in enumerate(rows, first)])
+        self._take_in_stamps(rows)
 
     def add_relationships(self, generation: int, rows: Sequence[FlatRow]) -> asyncio.Future[None]:
         """Add relationships to an invisible generation."""
@@ -100,6 +107,12 @@ class SqliteReplica:
     def _add_relationships(self, generation: int, rows: Sequence[FlatRow], connection: sqlite3.Connection) -> None:
         first = self._ledger.next_row_id(connection, len(rows))
         insert_relationships(connection, [(row_id, generation, *row) for row_id, row in enumerate(rows, first)])
+        self._take_in_stamps(rows)
+
+    def _take_in_stamps(self, rows: Sequence[FlatRow]) -> None:
+        # What is made after it was seen is later, whatever the clock says.
+        if rows:
+            self._ledger.observe(max(map(_STAMP, rows)))
 
     async def show_load(self, generation: int, *, complete: bool) -> int | None:
         """Make the generation visible with its cursor in one step, our queued changes laid over it.

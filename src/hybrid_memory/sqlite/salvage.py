@@ -14,6 +14,7 @@ from typing import Final, TypeAlias, cast
 import orjson
 
 from hybrid_memory.changes import Kind, Operation, node_hash, relationship_hash
+from hybrid_memory.messages import Start
 from hybrid_memory.payloads import carried_node, carried_relationship
 from hybrid_memory.sqlite.driver import Driver, configure_reader
 from hybrid_memory.sqlite.rows import SqlRow, operation
@@ -218,7 +219,8 @@ def _means(key: object, value: object) -> bool:
             case "open_number" | "last_seq":
                 return int(cast("str", value)) >= 0
             case "starts":
-                return all(len(pair) == 2 for pair in cast("list[list[int]]", orjson.loads(cast("str", value))))  # noqa: PLR2004 - a number and a first
+                told = cast("list[list[object]]", orjson.loads(cast("str", value)))
+                return all(len(start) == len(Start._fields) for start in told)
             case _:
                 pass
     except (ValueError, TypeError, AttributeError):

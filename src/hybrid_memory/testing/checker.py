@@ -70,7 +70,9 @@ class _Checker:
         acknowledged: dict[tuple[str, str], list[tuple[float, float, int, str]]] = defaultdict(list)
         for begun, ended, told in self._calls:
             place = self._place.get(told.operation or "") if told else None
-            if place is not None and ended is not None:
+            # What died and was queued again by a person goes behind what was stored meanwhile.
+            died = told is not None and told.verdict is Verdict.DEAD
+            if place is not None and ended is not None and not died:
                 acknowledged[begun.process, begun.user_id].append((begun.t, ended.t, place, begun.call))
         for calls in acknowledged.values():
             # Of those that had ended when a call began, the one furthest back in the ledger: it must lie before it.
