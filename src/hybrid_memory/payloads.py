@@ -117,6 +117,26 @@ def carried_node(payload: str) -> CarriedNode:
     )
 
 
+def erasure_payload(heard_of: int) -> str:
+    """What carries an erasure: the last one of the user that its writer had heard of, below 0 for not known."""
+    return "{}" if heard_of < 0 else orjson.dumps({"heard_of": heard_of}).decode()
+
+
+def carried_erasure(payload: str) -> int:
+    """Read back what `erasure_payload` wrote."""
+    return cast("dict[str, int]", orjson.loads(payload)).get("heard_of", -1)
+
+
+def erasure_told(payload: str, before: int, erased_rev: int) -> int:
+    """The erasure that its writer has heard of when its own is done, which made `erased_rev` of `before`.
+
+    Where somebody else had erased the user and it had not heard of that, it still has not: what it stored behind its
+    own erasure must not pass for written after the other's.
+    """
+    heard_of = carried_erasure(payload)
+    return heard_of if 0 <= heard_of < before else erased_rev
+
+
 def _text(value: JsonValue) -> str:
     return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
 

@@ -247,7 +247,10 @@ class DurableTier(Protocol):
         ...
 
     async def erase(self, opening: Opening, operation: Operation) -> int:
-        """Erase a user, beating whatever comes late. Returns the revision below which all is dead."""
+        """Erase a user, beating whatever comes late. Returns the revision below which all is dead to the writer.
+
+        That is of the erasure it had heard of, where somebody else's has come in between.
+        """
         ...
 
     async def close(self) -> None:

@@ -179,6 +179,30 @@ async def test_writes_that_another_process_queued_before_it_heard_of_the_erasure
     assert canaries_in(tmp_path) == 0
 
 
+async def test_an_erasure_that_another_process_has_not_heard_of_beats_what_that_stored_behind_its_own(
+    postgres: Database, admin: asyncpg.Connection, tmp_path: Path
+) -> None:
+    async with opened(postgres, tmp_path / "one") as one:
+        await tell_secrets(one, "ada", wait=SECONDS)
+        async with opened(postgres, tmp_path / "two") as two:
+            await two.ensure_user_memories("ada")
+        async with opened(f"postgresql://nobody@/none?host={tmp_path}", tmp_path / "two") as two:
+            for _ in range(2):
+                await two.forget("ada")
+                await tell_secrets(two, "ada", wait=0)
+        await one.forget("ada")
+        await drained(one)
+    async with opened(postgres, tmp_path / "two") as two:
+        await drained(two)
+        copy = await two.ensure_user_memories("ada")
+        assert await contents(copy) == {}
+        await both_tiers_agree(two, copy)
+        # It has heard of both by now.
+        await two.user("ada").store({"text": "anew"}, context_type=FACT, wait=SECONDS)
+    assert await admin.fetchval("select count(*) from memory.nodes") == 1
+    assert canaries_in(tmp_path) == 0
+
+
 async def test_a_session_that_starts_before_the_erasure_has_arrived_does_not_bring_it_back(
     sick: Sick, tmp_path: Path
 ) -> None:

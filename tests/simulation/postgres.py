@@ -15,7 +15,7 @@ from hybrid_memory.changes import Kind, NodeRow, Operation, RelationshipRow
 from hybrid_memory.errors import Fenced
 from hybrid_memory.graph import Digest, Verdict
 from hybrid_memory.messages import Applied, AppliedUser, BatchApplied, Disputed, FlatRow, Head, Opening
-from hybrid_memory.payloads import carried_node, carried_relationship
+from hybrid_memory.payloads import carried_node, carried_relationship, erasure_told
 from hybrid_memory.postgres import batches
 from hybrid_memory.postgres.batches import RowChange, UserChanges
 from hybrid_memory.postgres.deciding import Decided, Lost, Standing, decide
@@ -191,13 +191,14 @@ class Postgres:
         account, done = self._open_user(opening, operation.user_id)
         if done >= operation.seq:
             return account.erased_rev
+        before = account.erased_rev
         account.rev += 1
         account.erased_rev, account.erased_at = account.rev, self._now_us()
         account.rows, account.history = {}, ()
         account.marks[opening.client_id] = Mark(operation.seq, opening.number, opening.token)
         self.accounts[operation.user_id] = account
         self.ledger.append(_entry(opening, operation, Verdict.APPLIED, account.rev))
-        return account.erased_rev
+        return erasure_told(operation.payload, before, account.erased_rev)
 
     def head(self, user_id: str, client_id: str | None = None) -> Head | None:
         """A user's head, if it has one; with a client's mark, if it is that of a client."""

@@ -21,7 +21,7 @@ from hybrid_memory.messages import (
     Mark,
     Opening,
 )
-from hybrid_memory.payloads import carried_relationship
+from hybrid_memory.payloads import carried_relationship, erasure_told
 from hybrid_memory.postgres import batches
 from hybrid_memory.postgres.batches import UserChanges
 from hybrid_memory.postgres.database import Connection, Link, Meet, PostgresSettings, Purpose, transaction
@@ -299,7 +299,7 @@ class PostgresDurableTier:
     _ERASE: Final[LiteralString] = "select erased_rev from memory.erase($1, $2, $3, $4, $5)"
 
     async def erase(self, opening: Opening, operation: Operation) -> int:
-        """Erase a user; done again, it only says what it said. Raises `Fenced`, `NumbersReused`."""
+        """Erase a user; see `erasure_told` for what is returned. Raises `Fenced`, `NumbersReused`."""
 
         async def work(connection: Connection) -> int:
             async with transaction(connection):
@@ -309,7 +309,8 @@ class PostgresDurableTier:
                 if _done(opening, opened, [operation]) >= operation.seq:
                     return cast("int", opened["erased_rev"])
                 arguments = (opening.client_id, opening.number, opening.token, operation.seq, operation.user_id)
-                return cast("int", _only(await connection.fetch(self._ERASE, *arguments))["erased_rev"])
+                erased_rev = cast("int", _only(await connection.fetch(self._ERASE, *arguments))["erased_rev"])
+                return erasure_told(operation.payload, opened["erased_rev"] or 0, erased_rev)
 
         return await self._write(work, [operation.user_id], self._settings.erase_deadline + _HEAD_START)
 

@@ -20,7 +20,7 @@ from hybrid_memory.changes import (
 )
 from hybrid_memory.errors import Backpressure, Conflict, NotFound
 from hybrid_memory.graph import NodeId
-from hybrid_memory.payloads import node_payload, relationship_payload
+from hybrid_memory.payloads import erasure_payload, node_payload, relationship_payload
 from hybrid_memory.sqlite.ledger import Ledger
 from hybrid_memory.sqlite.rows import (
     find_node,
@@ -184,8 +184,8 @@ class Acceptance:
         queued.append(self.enqueue(burial))
         return Stored(operations=tuple(queued), user_no=user_no, row_id=row_id)
 
-    def store_erasure(self, user_id: str, connection: sqlite3.Connection) -> Operation:
-        """Queue the erasure of a user, also where the queue is full: it makes room."""
+    def store_erasure(self, user_id: str, connection: sqlite3.Connection, *, heard_of: int = -1) -> Operation:
+        """Queue the erasure of a user, also where the queue is full: it makes room. See `erasure_payload`."""
         ledger = self._ledger
         queued = Operation(
             seq=ledger.next_seq(connection),
@@ -196,7 +196,7 @@ class Acceptance:
             base=0,
             delta=0,
             stamp=ledger.next_stamp(),
-            payload="{}",
+            payload=erasure_payload(heard_of),
             accepted_at=ledger.now_us(),
         )
         return self.enqueue(queued)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import Final
+from typing import Final, cast
 
-from hybrid_memory.changes import Kind
+from hybrid_memory.changes import Kind, Operation
 from hybrid_memory.messages import REWOUND, Head
+from hybrid_memory.payloads import carried_erasure
 from hybrid_memory.sqlite.accepting import Acceptance
 from hybrid_memory.sqlite.database import Database
 
@@ -89,6 +90,19 @@ def remember_erasures(connection: sqlite3.Connection, erasures: Mapping[str, int
         " on conflict (user_id) do update set erased_rev = ?2, erased_at = ?3, in_doubt = 0",
         [(user_id, erased_rev, now_us) for user_id, erased_rev in erasures.items()],
     )
+
+
+def heard_of_erasure(connection: sqlite3.Connection, user_id: str, queued: Sequence[Operation]) -> int:
+    """The last erasure of a user that was heard of here, before own ones that are still queued; -1: not known."""
+    for operation in queued:
+        if operation.kind is Kind.ERASE:
+            return carried_erasure(operation.payload)
+    row = connection.execute(
+        "select erased_rev from users where user_id = ?1 and erased_rev >= 0"
+        " union all select erased_rev from erasures where user_id = ?1 and in_doubt = 0",
+        (user_id,),
+    ).fetchone()
+    return -1 if row is None else cast("int", row[0])
 
 
 def has_undated(connection: sqlite3.Connection, user_id: str) -> bool:

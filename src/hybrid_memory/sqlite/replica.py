@@ -16,7 +16,7 @@ from hybrid_memory.sqlite.accepting import Acceptance
 from hybrid_memory.sqlite.database import Database
 from hybrid_memory.sqlite.ledger import Ledger
 from hybrid_memory.sqlite.overlay import lay_over, queued_operations, show_node, show_relationship
-from hybrid_memory.sqlite.past import has_undated, remember_erasures
+from hybrid_memory.sqlite.past import has_undated, heard_of_erasure, remember_erasures
 from hybrid_memory.sqlite.quarantine import remove_finished
 from hybrid_memory.sqlite.restoring import Restoration
 from hybrid_memory.sqlite.rows import find_node, find_relationship, node_row, relationship_row
@@ -302,6 +302,7 @@ class SqliteReplica:
         user_no = ledger.known_user_no(connection, user_id)
         removed: dict[str, int] = {}
         queued = self._queued(connection, user_id)
+        heard_of = heard_of_erasure(connection, user_id, queued)
         keep_rejections(connection, queued, ledger.now_us())
         queue.entries -= len(queued)
         queue.payload_bytes -= sum(len(entry.payload) for entry in queued)
@@ -323,7 +324,9 @@ class SqliteReplica:
         ledger.show(connection, user_id, None)
         if erased_rev is not None:
             remember_erasures(connection, {user_id: erased_rev}, ledger.now_us())
-        seq = self._acceptance.store_erasure(user_id, connection).seq if erased_rev is None else 0
+        seq = 0
+        if erased_rev is None:
+            seq = self._acceptance.store_erasure(user_id, connection, heard_of=heard_of).seq
         return removed, Shown(user_id=user_id, user_no=None, row_ids=(), rejected=tuple(queued), erasure_seq=seq)
 
     async def sweep_generations(self) -> int:
