@@ -229,3 +229,13 @@ def test_what_died_and_was_queued_again_comes_behind_what_was_stored_meanwhile()
     buried = replace(line(1.5, "a", Phase.OK), operation="opa", receipt=Status.PENDING, verdict=Verdict.DEAD)
     history.events.insert(2, buried)
     assert 2 not in {finding.rule for finding in check(history)}
+
+
+def test_what_its_writer_was_told_is_rejected_need_not_be_read() -> None:
+    history = good()
+    begun, ended = write(3, "c")
+    rejected = replace(ended, t=3.2, receipt=Status.DURABLE, verdict=Verdict.REJECTED)
+    history.events += [begun, ended, rejected, read(4, "r4", 2, of="b")]
+    assert 4 not in {finding.rule for finding in check(history)}
+    history.events.remove(rejected)
+    assert 4 in {finding.rule for finding in check(history)}

@@ -171,6 +171,9 @@ class _Checker:
             entry = self._by_operation.get(told.operation or "")
             if told.operation in self._history.dead or (entry and entry.verdict is not Verdict.APPLIED):
                 continue
+            if told.verdict not in (None, Verdict.APPLIED):
+                # Its caller was told so. Taken out of the queue by an erasure, it never came to Postgres.
+                continue
             own_older = earlier is not None and earlier.told is not None and _ended_before(earlier, call)
             if own_older or (call.begun.act is Act.PUT and _came_before(source, entry)):
                 yield f"{read.call} read {read.value} after {call.begun.value} was acknowledged"
