@@ -22,6 +22,10 @@ class Past(Protocol):
         """Erasures that the server may not know of any more, by user: the revision of each."""
         ...
 
+    def queued(self) -> tuple[int, int] | None:
+        """The first and the last number that is queued, None for nothing."""
+        ...
+
     async def erase_again(self, user_id: str) -> None:
         """Queue the erasure of a user once more; what is here of the user was stored after it and stays."""
         ...

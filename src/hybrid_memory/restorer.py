@@ -13,8 +13,7 @@ from hybrid_memory.retry import Backoff
 # Until what was queued again has been carried, a user that was erased cannot be compared.
 _LOOK_AGAIN_SECONDS: Final = 0.2
 # What was queued before the loss goes before what is queued again, and may ask for rows that are still missing. It dies
-# of that, and is looked for so often after all was compared.
-_AMENDS: Final = 5
+# of that, and is looked for so often until all of it has been decided.
 _AMEND_SECONDS: Final = 1.0
 _ROW_MISSING: Final = "23503"
 
@@ -44,13 +43,15 @@ class Restorer:
         self._is_persistent = is_persistent
         self._dead_letters = dead_letters
         self._uniform = uniform
-        self._amends = 0
+        self._amending = False
+        # The last number that was queued when all had been compared.
+        self._last_before: int | None = None
         self._backoff = Backoff(first_seconds=0.2, cap_seconds=5.0)
         self._failures = 0
 
     def rewound(self) -> None:
         """Something that Postgres had confirmed has come into doubt."""
-        self._amends = _AMENDS
+        self._amending, self._last_before = True, None
 
     @property
     def users_left(self) -> int:
@@ -66,11 +67,15 @@ class Restorer:
         self._failures = 0
         if self._past.erasures_in_doubt() or any(map(self._is_persistent, self._past.users_in_doubt())):
             return _LOOK_AGAIN_SECONDS
-        if self._amends == 0:
+        if not self._amending:
             return None
-        self._amends -= 1
+        first, last = self._past.queued() or (None, 0)
+        if self._last_before is None:
+            self._last_before = last
+        # Asked before: what is decided from now on is looked for the next time.
+        self._amending = first is not None and first <= self._last_before
         await self._raise_the_dead()
-        return _AMEND_SECONDS
+        return _AMEND_SECONDS if self._amending else None
 
     async def _raise_the_dead(self) -> None:
         """Queue again what died for want of a row that had been lost: behind that row, which is queued by now."""

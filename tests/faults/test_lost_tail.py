@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import cast
+
+import pytest
 
 from hybrid_memory import HybridMemoryManager, Receipt, Status
 from hybrid_memory.embedded.binaries import usable_programs
 from hybrid_memory.embedded.place import server_account
 from hybrid_memory.events import Buried, Rewritten
 from hybrid_memory.health import Condition
+from hybrid_memory.restorer import Restorer
 from hybrid_memory.testing.failover import Pair
 from hybrid_memory.testing.postgres import short_folder
 from tests.faults.conftest import Sick
 from tests.plugins.postgres import Database, connected
-from tests.support.beneath import tiers
+from tests.support.beneath import staff, tiers
 from tests.support.managers import BRISK, FACT, Ears, both_tiers_agree, contents, drained, opened
 from tests.support.waiting import eventually, until
 
@@ -104,6 +109,43 @@ async def test_what_died_for_want_of_a_node_that_a_failover_lost_is_queued_again
         assert [n.node.node_id for n in await memory.neighbours(kept.node_id)] == [lost.node_id]
     async with connected(failover.admin_dsn) as admin:
         assert await admin.fetchval("select count(*) from memory.relationships where deleted_at is null") == 1
+
+
+async def test_what_dies_late_for_want_of_a_node_that_a_failover_lost_is_queued_again_too(
+    failover: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[str] = []
+    look = cast("Callable[[Restorer], Awaitable[None]]", vars(Restorer)["_raise_the_dead"])
+
+    async def looking(restorer: Restorer) -> None:
+        looks.append("looked")
+        await look(restorer)
+
+    monkeypatch.setattr(Restorer, "_raise_the_dead", looking)
+    monkeypatch.setattr("hybrid_memory.restorer._AMEND_SECONDS", 0.01)
+    ears = Ears()
+    settings = BRISK.model_copy(update={"batch_size": 1})
+    async with opened(failover.dsn, tmp_path / "data", ears=ears, settings=settings) as manager:
+        memory = await manager.ensure_user_memories("ada")
+        (kept,) = await stored(manager, "ada", 1)
+        await failover.catch_up()
+        await failover.lag()
+        (lost,) = await stored(manager, "ada", 2)
+        relay = staff(manager).relay_service
+        await relay.stop()
+        await memory.relate(kept.node_id, lost.node_id, "led_to", wait=0)
+        await failover.promote(lose_tail=True)
+        # All was compared long ago when the relationship is sent.
+        await until(lambda: len(looks) > 20, seconds=SECONDS)
+        relay.start()
+        await ears.hear(Buried)
+
+        async def nothing_is_dead() -> bool:
+            return manager.queue().entries == 0 and await manager.dead_letters.list() == []
+
+        await eventually(nothing_is_dead, seconds=SECONDS)
+        await both_tiers_agree(manager, memory)
+        assert [n.node.node_id for n in await memory.neighbours(kept.node_id)] == [lost.node_id]
 
 
 async def test_reads_show_what_was_lost_all_the_time(failover: Pair, tmp_path: Path) -> None:

@@ -44,12 +44,14 @@ class SqlitePast:
         rows = self._database.point.all("select user_id, erased_rev from erasures where in_doubt = 1")
         return dict(rows)
 
+    def queued(self) -> tuple[int, int] | None:
+        """The first and the last number that is queued, None for nothing."""
+        first, last = self._database.point.one("select min(seq), max(seq) from outbox") or (None, None)
+        return None if first is None else (cast("int", first), cast("int", last))
+
     async def erase_again(self, user_id: str) -> None:
         """Queue the erasure of a user once more; what is here of the user was stored after it and stays."""
-        await self._database.write(partial(self._erase_again, user_id), after=self._queued)
-
-    def _queued(self, _: None) -> None:
-        self._on_queued()
+        await self._database.write(partial(self._erase_again, user_id), after=lambda _: self._on_queued())
 
     def _erase_again(self, user_id: str, connection: sqlite3.Connection) -> None:
         queued = connection.execute(
