@@ -232,9 +232,11 @@ def _base(connection: sqlite3.Connection, own: int, shown: NodeRow | Relationshi
     """What a change of a row is made on: what the copy shows, as Postgres will know it.
 
     That is our newest queued operation on it, unless another's row stands over that: then it is that row's revision.
+    An entity is merged: what stands of it is never another's alone.
     """
     rev = shown.rev if shown else 0
-    if own == 0 or shown is None or rev == 0:
+    is_entity = isinstance(shown, NodeRow) and shown.entity_system is not None
+    if own == 0 or shown is None or rev == 0 or is_entity:
         return -own or rev
     (stamp,) = connection.execute("select stamp from outbox where seq = ?", (own,)).fetchone()
     return -own if stamp == shown.stamp else rev
