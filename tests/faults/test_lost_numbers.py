@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import uuid
 from datetime import timedelta
 from pathlib import Path
@@ -11,6 +12,7 @@ import asyncpg
 import pytest
 
 from hybrid_memory import HybridMemoryManager
+from hybrid_memory.errors import StorageFailed
 from hybrid_memory.events import NumbersMissing, QueueRenumbered
 from hybrid_memory.graph import Status
 from hybrid_memory.sqlite.side_record import Noted, SideRecord, read_side_record, side_record_path
@@ -196,3 +198,20 @@ def test_of_a_note_that_was_torn_the_one_before_is_left(tmp_path: Path) -> None:
     noted = read_side_record(path)
     assert noted is not None
     assert noted.last_seq == 8
+
+
+def test_a_side_record_of_which_only_half_was_written_is_a_failing_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pwrite = os.pwrite
+
+    def half(fd: int, content: bytes, offset: int) -> int:
+        return pwrite(fd, content[:10], offset)
+
+    monkeypatch.setattr(os, "pwrite", half)
+    noted = Noted(client_id=str(uuid.UUID(int=5)), open_number=3, last_seq=7)
+    with pytest.raises(StorageFailed):
+        SideRecord(tmp_path / "slot-00.db", noted)
+    monkeypatch.undo()
+    SideRecord(tmp_path / "slot-00.db", noted).close()
+    assert read_side_record(tmp_path / "slot-00.db") == noted

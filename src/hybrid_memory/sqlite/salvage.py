@@ -35,6 +35,8 @@ SCRATCH: Final = {
 QUEUED: Final = f"select {OPERATION} from outbox"  # noqa: S608 - constants only
 # Numbers whose rows cannot be read are looked for between those that can; so many questions take about a second.
 _MOST_PROBES: Final = 50_000
+# A page holds no more entries of the queue than this.
+_SAME_PAGE: Final = 16
 PAGE_BYTES: Final = 4096
 # Where the first page says how many pages there are; 0: as many as the file has.
 _PAGE_COUNT_AT: Final = 28
@@ -68,7 +70,7 @@ def read_damaged(damaged: Path, driver: Driver, noted: Noted | None, *, first_pa
         if noted.last_seq > found.last_seq:
             lost.append((found.last_seq + 1, noted.last_seq))
             found.last_seq = noted.last_seq
-    found.unaccounted = lost
+    found.unaccounted = merged(lost)
     return found
 
 
@@ -138,7 +140,7 @@ class _Reader:
         rows, holes = self._queue()
         found.operations = [operation(row) for row in rows if is_sound(row)]
         sound = {one.seq for one in found.operations}
-        holes += [(row[0], row[0]) for row in rows if row[0] not in sound]
+        holes = [*holes, *_beside([cast("int", row[0]) for row in rows], sound)]
         known = [(row[0], row[0]) for row in letters] + self._decided()
         found.last_seq = max([int(found.meta.get("last_seq", "0")), *sound, *(last for _, last in known)])
         return without(sorted(holes), sorted(known))
@@ -197,6 +199,17 @@ class _Reader:
         except self._driver.errors:
             return rows, True
         return rows, False
+
+
+def _beside(seqs: list[int], sound: set[int]) -> Runs:
+    """The numbers of entries that are damaged, and those missing next to them: what a page has lost reads as absent."""
+    found: Runs = []
+    for seq in (one for one in seqs if one not in sound):
+        near = range(max(1, seq - _SAME_PAGE), seq + _SAME_PAGE + 1)
+        first = max((one + 1 for one in near if one < seq and one in sound), default=near[0])
+        last = min((one - 1 for one in near if one > seq and one in sound), default=seq)
+        found.append((first, last))
+    return found
 
 
 def _straight(rows: list[SqlRow], first: int, last: int, step: int) -> list[SqlRow]:

@@ -8,6 +8,7 @@ power cut it may be behind, never ahead.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import struct
@@ -78,7 +79,10 @@ class SideRecord:
             try:
                 if os.fstat(fd).st_size < _TURNS * _SIZE:
                     # Written and not only extended: a hole would have to find room later, when it is too late to fail.
-                    os.pwrite(fd, bytes(_TURNS * _SIZE), 0)
+                    written = os.pwrite(fd, bytes(_TURNS * _SIZE), 0)
+                    if written < _TURNS * _SIZE:
+                        # Half of it, and no reason given: beyond its end the memory could not be touched.
+                        raise OSError(errno.EIO, os.strerror(errno.EIO))
                 self._notes = mmap.mmap(fd, _TURNS * _SIZE)
                 self.note(noted.last_seq)
                 self.note(noted.last_seq)
