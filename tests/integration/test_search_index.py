@@ -333,6 +333,15 @@ def test_an_index_beyond_the_budget_still_answers(hot: HotFile) -> None:
             assert indexes.user_nos() == (BEA,)
 
 
+def test_no_index_is_made_ahead_at_the_cost_of_one_that_is_searched(hot: HotFile) -> None:
+    hot.put_many(ANN, ["coffee"])
+    hot.put_many(BEA, ["violin"])
+    with closing(SearchIndexes(hot.driver, hot.path, budget_bytes=1)) as indexes:
+        assert Searcher(hot, indexes).numbers(ANN, "coffee") == [0]
+        indexes.prepare(BEA, hot.reader)
+        assert indexes.user_nos() == (ANN,)
+
+
 def test_the_size_told_grows_with_the_rows(hot: HotFile, indexes: SearchIndexes) -> None:
     hot.put_many(ANN, sentences(9, 50))
     hot.put_many(BEA, sentences(9, 2_000))

@@ -42,7 +42,7 @@ class Options:
     def of(cls, seed: int, *, long: bool = False, rewinds: bool = False) -> Options:
         """The options of a seed; `long` has several times the calls."""
         chance = random.Random(f"options {seed}")
-        processes = chance.choice((1, 2, 2, 2, 3, 4) if long else (1, 2, 2, 2, 3))
+        processes = chance.choice((1, 2, 2, 2, 3, 4) if long else (1, 1, 1, 2, 2, 2, 2, 3))
         skewed = chance.random() < 0.3
         return cls(
             seed=seed,

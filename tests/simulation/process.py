@@ -145,7 +145,8 @@ class Process:
             clock=self.clock,
             ids=self._ids,
             bounds=BOUNDS,
-            index_bytes=2**20,
+            # A user's text index is made when it is searched, and not ahead: a tenth of all work would go into that.
+            index_bytes=0,
             hire=partial(hire, self.loop, self._hired),
         )
         self.file = file

@@ -201,7 +201,12 @@ class SearchIndexes:
                 self._measure(entry)
 
     def prepare(self, user_no: int, source: sqlite3.Connection) -> None:
-        """Make the user's index ready, so that no search has to wait for it. `source` reads the file."""
+        """Make the user's index ready while there is room, so that no search has to wait for it. `source` reads the file.
+
+        Beyond the budget nothing is made ahead: it would push out what is searched for what may never be.
+        """
+        if not self._has_room_for(user_no):
+            return
         with self._held(user_no) as entry:
             self._make_ready(user_no, entry, source)
 
@@ -238,6 +243,10 @@ class SearchIndexes:
         """Whose indexes are held, the least recently used first."""
         with self._state:
             return tuple(self._entries)
+
+    def _has_room_for(self, user_no: int) -> bool:
+        with self._state:
+            return user_no in self._entries or self._size_bytes < self._budget_bytes
 
     @contextmanager
     def _held(self, user_no: int) -> Generator[_Entry]:
