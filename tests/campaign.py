@@ -54,24 +54,26 @@ class Part:
     lane: int
     share: float
     run: Run
+    patient: bool = True
+    """Whether it lets others go first: its writers, without an end, would take all there is."""
 
 
 # Three lanes, for most faults are waited out: two cores are busy with that.
 PARTS: Final[Mapping[str, Part]] = {
-    "simulation": Part(lane=0, share=1.0, run=simulation.run),
-    "commits": Part(lane=1, share=0.2, run=partial(network.run, only=network.COMMITS)),
-    "network": Part(lane=1, share=0.2, run=partial(network.run, only=network.OTHERS)),
-    "outages": Part(lane=1, share=0.25, run=outages.run),
-    "power-cuts": Part(lane=1, share=0.15, run=power_cuts.run),
-    "disk-errors": Part(lane=1, share=0.1, run=disk_errors.run),
-    "file-damage": Part(lane=1, share=0.1, run=file_damage.run),
-    "sharing": Part(lane=2, share=0.12, run=sharing.run),
+    "simulation": Part(lane=0, share=1.0, run=simulation.run, patient=False),
+    "commits": Part(lane=1, share=0.25, run=partial(network.run, only=network.COMMITS)),
+    "network": Part(lane=1, share=0.3, run=partial(network.run, only=network.OTHERS)),
+    "outages": Part(lane=1, share=0.3, run=outages.run),
+    "disk-errors": Part(lane=1, share=0.07, run=disk_errors.run),
+    "file-damage": Part(lane=1, share=0.08, run=file_damage.run),
+    "sharing": Part(lane=2, share=0.1, run=sharing.run),
     "sequences": Part(lane=2, share=0.1, run=state_machine.run),
-    "kills": Part(lane=2, share=0.5, run=kills.run),
-    "failovers": Part(lane=2, share=0.14, run=partial(outages.run_failovers, lose_tail=True)),
+    "kills": Part(lane=2, share=0.25, run=kills.run),
+    "power-cuts": Part(lane=2, share=0.1, run=power_cuts.run),
+    "failovers": Part(lane=2, share=0.15, run=partial(outages.run_failovers, lose_tail=True)),
+    "more simulation": Part(lane=2, share=0.3, run=partial(simulation.run, half=2), patient=False),
 }
-# The simulation alone computes all the time; writers without an end beside it would take two thirds of its core.
-WITH_PATIENCE: Final = 5
+NICE: Final = 5
 COLUMNS: Final[Mapping[str, Callable[[Tally], str]]] = {
     "injected": lambda tally: f"{tally.injected:,}",
     "acked": lambda tally: f"{tally.acked:,}",
@@ -167,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         )
         part = PARTS[asked.part]
-        os.nice(WITH_PATIENCE if part.lane else 0)
+        os.nice(NICE if part.patient else 0)
         counted = part.run(seconds=asked.seconds, seed=asked.seed)
         asked.json.write_text(json.dumps([asdict(tally) for tally in counted]), encoding="utf-8")
         return 0

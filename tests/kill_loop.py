@@ -13,13 +13,15 @@ import asyncio
 import json
 import os
 import random
+import signal
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import cast
 
 from hybrid_memory import HybridMemoryManager
 from hybrid_memory.testing.postgres import short_folder
@@ -46,61 +48,44 @@ class Campaign:
     kills: int = 0
     kills_while_opening: int = 0
     rounds_without_postgres: int = 0
-    next: asyncio.subprocess.Process | None = None
+    nursery: asyncio.subprocess.Process
 
     async def round(self, generation: int) -> None:
-        """One process: started, left to write for a moment, killed."""
+        """One process: begun, left to write for a moment, killed."""
         without_postgres = self.random.random() < 0.35
         while_opening = generation > 0 and self.random.random() < 0.3
         if without_postgres:
             self.rounds_without_postgres += 1
             await self.server.kill()
-        process, self.next = self.next or await self._spawn(), await self._spawn()
+        self._tell(generation)
+        begun = await self._hear_until("opening")
         try:
-            self._tell(process, generation)
-            await self._hear_until(process, "opening" if while_opening else "ok")
+            if not while_opening:
+                await self._hear_until("ok")
             seconds = self.random.uniform(0, 0.05) if while_opening else self.random.uniform(0.01, 0.2)
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
-                    await self._hear_until(process, None)
+                    await self._hear_until("ended")
+                    raise AssertionError("the worker ended by itself")
         finally:
-            process.kill()
+            os.kill(int(str(begun["pid"])), signal.SIGKILL)
         self.kills += 1
         self.kills_while_opening += while_opening
-        await self._hear_until(process, None)  # what it had said before it died is still in the pipe
-        await process.wait()
+        await self._hear_until("ended")  # what it had said before it died is still in the pipe
         await self.server.heal()
 
-    @staticmethod
-    async def _spawn() -> asyncio.subprocess.Process:
-        """A process that loads its modules and waits to be told; made a round ahead, because that takes time."""
-        return await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "tests.support.kill_worker",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            cwd=REPOSITORY,
-            env=os.environ,
-        )
-
-    def _tell(self, process: asyncio.subprocess.Process, generation: int) -> None:
-        assert process.stdin is not None
+    def _tell(self, generation: int) -> None:
+        assert self.nursery.stdin is not None
         task = Task(dsn=self.database.app_dsn, data_dir=str(self.data_dir), users=USERS, generation=generation)
-        process.stdin.write(f"{task.text()}\n".encode())
+        self.nursery.stdin.write(f"{task.text()}\n".encode())
 
-    async def dismiss(self) -> None:
-        """Let the process go that waits for a round that will not come."""
-        if self.next is not None:
-            await self.next.communicate(b"")
-
-    async def _hear_until(self, process: asyncio.subprocess.Process, wanted: str | None) -> None:
-        """Take in what the process says, up to the word wanted or to its end."""
-        assert process.stdout is not None
-        while line := await process.stdout.readline():
-            if line.endswith(b"\n") and self.witness.hear(line) == wanted:
-                return
-        assert wanted is None, "the worker ended by itself"
+    async def _hear_until(self, wanted: str) -> dict[str, object]:
+        """Take in what the process says, up to the word wanted; gives all of the line it stands in."""
+        assert self.nursery.stdout is not None
+        while line := await self.nursery.stdout.readline():
+            if self.witness.hear(line) == wanted:
+                return cast("dict[str, object]", json.loads(line))
+        raise AssertionError("there is nobody left to begin another")
 
     async def settle(self) -> Verdict:
         """Open the file once more, let everything run out, and judge."""
@@ -151,16 +136,35 @@ class Outcome:
         return [f"{name}: {one}" for name, found in (*named, ("diverged", verdict.diverged)) for one in found]
 
 
+@asynccontextmanager
+async def _nursery() -> AsyncGenerator[asyncio.subprocess.Process]:
+    """A process with its modules loaded, of which the workers are forks."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "tests.support.kill_worker",
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        cwd=REPOSITORY,
+        env=os.environ,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # with whichever worker is not dead yet
+        await process.wait()
+
+
 async def campaign(*, rounds: int, seed: int, server: OwnServer, folder: Path) -> Outcome:
     """Kill a writing process so many times, then judge."""
     began = time.monotonic()
-    async with server.database() as database:
-        running = Campaign(server=server, database=database, data_dir=folder / "data", random=random.Random(seed))
-        try:
-            for generation in range(rounds):
-                await running.round(generation)
-        finally:
-            await running.dismiss()
+    async with server.database() as database, _nursery() as nursery:
+        running = Campaign(
+            server=server, database=database, data_dir=folder / "data", random=random.Random(seed), nursery=nursery
+        )
+        for generation in range(rounds):
+            await running.round(generation)
         verdict = await running.settle()
     return Outcome(campaign=running, verdict=verdict, seconds=time.monotonic() - began)
 

@@ -48,10 +48,13 @@ def add(tallies: dict[str, Tally], outcome: Outcome) -> None:
         tallies.setdefault(fault, Tally(fault=f"simulated: {fault}")).injected += times
 
 
-def run(*, seconds: float, seed: int) -> list[Tally]:
-    """Schedules from one seed on until the time is over. Broken ones are told on standard error, to be run again."""
+def run(*, seconds: float, seed: int, half: int = 1) -> list[Tally]:
+    """Schedules from one seed on until the time is over. Broken ones are told on standard error, to be run again.
+
+    Two that run for the same seed at once take a half of its schedules each.
+    """
     tallies: dict[str, Tally] = {}
-    ground, until, number = Ground(), time.monotonic() + seconds, seed * APART
+    ground, until, number = Ground(), time.monotonic() + seconds, seed * APART + (half - 1) * APART // 2
     try:
         while time.monotonic() < until:
             outcome = run_one(number, ground)

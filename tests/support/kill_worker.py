@@ -1,4 +1,7 @@
-"""A process that writes without end and says on its output what it tries and what was acknowledged, to be killed."""
+"""Processes that write without end and say on their output what they try and what was acknowledged, to be killed.
+
+Each is a fork of one that has its modules loaded: a line of input begins one, and when it has ended, that is said too.
+"""
 
 from __future__ import annotations
 
@@ -115,7 +118,7 @@ class Lane:
 
 
 async def work(task: Task) -> None:
-    say(at="opening")
+    say(at="opening", pid=os.getpid())
     settings = Settings(poll_interval=timedelta(milliseconds=200))
     async with HybridMemoryManager.open(dsn=task.dsn, data_dir=Path(task.data_dir), settings=settings) as manager:
         say(at="open")
@@ -139,9 +142,13 @@ def main() -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    line = sys.stdin.readline()  # until then it waits, with its modules loaded
-    if line:
-        asyncio.run(work(told(line)))
+    while line := sys.stdin.readline():
+        child = os.fork()
+        if child == 0:
+            asyncio.run(work(told(line)))
+            os._exit(0)
+        os.waitpid(child, 0)
+        say(at="ended")
 
 
 if __name__ == "__main__":

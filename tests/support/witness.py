@@ -57,7 +57,7 @@ class Witness:
         """Take in a line of a worker; gives what it is about."""
         said: dict[str, object] = json.loads(line)
         at = str(said["at"])
-        if at in {"opening", "open"}:
+        if at in {"opening", "open", "ended"}:
             return at
         user, deed, on, number = str(said["user"]), str(said["deed"]), str(said["on"]), int(str(said["n"]))
         self.tries += at == "try"
