@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,6 @@ from tests.support.waiting import until
 
 class Broken(ValueError):
     """What a failing work raises in these tests."""
-
-
-@pytest.fixture
-async def file(tmp_path: Path) -> AsyncIterator[HotFile]:
-    async with hot_file(tmp_path) as opened:
-        yield opened
 
 
 def seqs(file: HotFile, *, after_seq: int = 0, limit: int = 100_000, user_id: str | None = None) -> list[int]:

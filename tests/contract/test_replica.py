@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 
@@ -26,12 +25,6 @@ from tests.support.hot_files import (
 )
 
 OTHER_EPOCH = "0f0b6a56-57a5-4ed3-8f0c-2a8d5a1f6c77"
-
-
-@pytest.fixture
-async def file(tmp_path: Path) -> AsyncIterator[HotFile]:
-    async with hot_file(tmp_path) as opened:
-        yield opened
 
 
 def text_of(file: HotFile, node_id: NodeId) -> object:
