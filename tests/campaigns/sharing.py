@@ -214,17 +214,16 @@ FAULTS: Final[dict[str, Fault]] = {
 }
 
 
-def run(*, seconds: float, seed: int, only: Sequence[str] = tuple(FAULTS)) -> list[Tally]:
+def run(*, seconds: float, seed: int) -> list[Tally]:
     """Give each kind its turns for so many seconds in all; processes, their writes and their faults follow the seed."""
-    return asyncio.run(campaign(seconds=seconds, seed=seed, only=only))
+    return asyncio.run(_campaign(seconds=seconds, seed=seed))
 
 
-async def campaign(*, seconds: float, seed: int, only: Sequence[str] = tuple(FAULTS)) -> list[Tally]:
-    """`run` for who has an event loop."""
+async def _campaign(*, seconds: float, seed: int) -> list[Tally]:
     with short_folder() as folder:
         server = await OwnServer.start(folder)
         try:
-            return await campaign_on(server, folder, seconds=seconds, seed=seed, only=only)
+            return await campaign_on(server, folder, seconds=seconds, seed=seed)
         finally:
             await server.stop()
 
@@ -232,7 +231,7 @@ async def campaign(*, seconds: float, seed: int, only: Sequence[str] = tuple(FAU
 async def campaign_on(
     server: OwnServer, folder: Path, *, seconds: float, seed: int, only: Sequence[str] = tuple(FAULTS)
 ) -> list[Tally]:
-    """`campaign` on a server that is there; sockets and data directories lie in the folder, whose path is short."""
+    """`run` on a server that is there; sockets and data directories lie in the folder, whose path is short."""
 
     async def inject(turn: Turn) -> None:
         await _inject(server, folder / str(turn.number), turn, seed)
