@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
 
-pytest_plugins = ["tests.plugins.postgres"]
+pytest_plugins = ["tests.plugins.hot_file", "tests.plugins.postgres"]
 
 EXIT_THREADS_LEFT = 1
 

@@ -220,13 +220,13 @@ class EventLog:
 
     @property
     def attentive(self) -> bool:
-        """Whether an observer was given, or logging set up to take in such events."""
-        return self._observer is not _unobserved or (structlog.is_configured() and self._takes(logging.DEBUG))
+        """Whether an observer was given, or logging set up to take in the least of events."""
+        return self._observer is not _unobserved or (structlog.is_configured() and self._takes_all())
 
-    def _takes(self, level: int) -> bool:
+    def _takes_all(self) -> bool:
         # Only structlog's own filtering loggers tell, from 25.1 on; of others it is taken for granted.
         log = self._log.bind()
-        return not hasattr(type(log), "is_enabled_for") or log.is_enabled_for(level)
+        return not hasattr(type(log), "is_enabled_for") or log.is_enabled_for(logging.DEBUG)
 
     def emit(self, event: Event) -> None:
         """Log the event and call the observer. Fields are ids and counts, never memory text."""

@@ -43,14 +43,15 @@ class Restorer:
         self._is_persistent = is_persistent
         self._dead_letters = dead_letters
         self._uniform = uniform
-        self._amending = False
+        # A process that ended before all was compared may have left such operations behind.
+        self._amending = self._is_in_doubt()
         # The last number that was queued when all had been compared.
         self._last_before: int | None = None
         self._backoff = Backoff(first_seconds=0.2, cap_seconds=5.0)
         self._failures = 0
 
     def rewound(self) -> None:
-        """Something that Postgres had confirmed has come into doubt."""
+        """Something that Postgres had confirmed has come into doubt, and is perhaps out of it by the next round."""
         self._amending, self._last_before = True, None
 
     @property
@@ -65,7 +66,7 @@ class Restorer:
             if self._is_persistent(user_id):
                 await self._bring_up_to_date(user_id)
         self._failures = 0
-        if self._past.erasures_in_doubt() or any(map(self._is_persistent, self._past.users_in_doubt())):
+        if self._is_in_doubt():
             return _LOOK_AGAIN_SECONDS
         if not self._amending:
             return None
@@ -74,15 +75,18 @@ class Restorer:
             self._last_before = last
         # Asked before: what is decided from now on is looked for the next time.
         self._amending = first is not None and first <= self._last_before
-        await self._raise_the_dead()
+        await self._retry_for_missing_rows()
         return _AMEND_SECONDS if self._amending else None
 
-    async def _raise_the_dead(self) -> None:
+    def _is_in_doubt(self) -> bool:
+        return bool(self._past.erasures_in_doubt()) or any(map(self._is_persistent, self._past.users_in_doubt()))
+
+    async def _retry_for_missing_rows(self) -> None:
         """Queue again what died for want of a row that had been lost: behind that row, which is queued by now."""
         letters = await self._dead_letters.list()
-        widowed = [letter.operation.op_id for letter in letters if letter.sqlstate == _ROW_MISSING]
-        if widowed:
-            await self._dead_letters.retry(widowed)
+        wanting = [letter.operation.op_id for letter in letters if letter.sqlstate == _ROW_MISSING]
+        if wanting:
+            await self._dead_letters.retry(wanting)
 
     def failed(self, error: HybridMemoryError) -> float:  # noqa: ARG002 - every error means: not now
         """Seconds to leave Postgres alone; the doubt stays."""

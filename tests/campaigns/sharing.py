@@ -21,14 +21,19 @@ from tests.support.load import CONVERGED_SECONDS, Turn, in_turn
 from tests.support.own_server import OwnServer
 from tests.support.sharing_judge import LEDGER, Account
 from tests.support.sharing_worker import Task
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, until
 from tests.support.witness import Verdict
 
 REPOSITORY: Final = Path(__file__).parents[2]
 PROCESSES: Final = (2, 3, 4)
 ANSWER_SECONDS: Final = 150.0
+# Acknowledged by all processes together while somebody is cut off, and until the next one is.
+APART_WRITES: Final = (10, 200)
+BETWEEN_WRITES: Final = (0, 60)
 # A process that came back meets the others while they still write.
-TOGETHER_SECONDS: Final = 0.5
+TOGETHER_WRITES: Final = 60
+# Of the one that is stopped with what it has queued.
+QUEUED_WRITES: Final = 40
 # However long the processes took to open their files.
 LEAST_SECONDS: Final = 1.5
 MOST_LINE_BYTES: Final = 2**20
@@ -132,6 +137,12 @@ class Team:
         """Have all do something at the same time."""
         return await asyncio.gather(*(member.ask(do) for member in self.members))
 
+    async def write(self, count: int, *, by: Sequence[Member] = ()) -> None:
+        """Let so many more writes be acknowledged, of all or of some members."""
+        names = {member.name for member in by or self.members}
+        due = self.account.count(names) + count
+        await until(lambda: self.account.count(names) >= due, seconds=ANSWER_SECONDS)
+
     async def settle(self, tally: Tally) -> Verdict:
         """Let all writing end and all queues run out; note how long it then takes until all copies are Postgres'."""
         verdict = Verdict()
@@ -164,18 +175,18 @@ async def parting(team: Team, turn: Turn) -> None:
         parted = random.sample(team.members, random.choice([1, 1, 2]))
         for member in parted:
             await member.part(random)
-        await asyncio.sleep(random.uniform(0.1, 1.5))
+        await team.write(random.randint(*APART_WRITES))
         for member in parted:
             await member.unite()
         turn.tally.injected += len(parted)
-        await asyncio.sleep(random.uniform(0.0, 0.5))
+        await team.write(random.randint(*BETWEEN_WRITES))
 
 
 async def returning(team: Team, turn: Turn) -> None:
     """One is cut off for the whole turn, and comes back with all that it wrote meanwhile."""
     member = turn.random.choice(team.members)
     await member.part(turn.random)
-    await _until(turn)
+    await until(turn.over, seconds=ANSWER_SECONDS)
     await member.unite()
     turn.tally.injected += 1
 
@@ -185,19 +196,15 @@ async def returning_from_stop(team: Team, turn: Turn) -> None:
     member = turn.random.choice(team.members)
     member.proxy.refuse()
     member.proxy.cut()
-    await asyncio.sleep(min(2.0, (turn.until - time.monotonic()) / 2))
+    await team.write(QUEUED_WRITES, by=[member])
     await member.ask("rest")
     await member.stop()
     team.account.stopped.add(member.name)
-    await _until(turn)
+    await until(turn.over, seconds=ANSWER_SECONDS)
     await member.unite()
     await member.start()
     await member.ask("write")
     turn.tally.injected += 1
-
-
-async def _until(turn: Turn) -> None:
-    await asyncio.sleep(max(0.0, turn.until - time.monotonic()))
 
 
 FAULTS: Final[dict[str, Fault]] = {
@@ -207,17 +214,16 @@ FAULTS: Final[dict[str, Fault]] = {
 }
 
 
-def run(*, seconds: float, seed: int, only: Sequence[str] = tuple(FAULTS)) -> list[Tally]:
+def run(*, seconds: float, seed: int) -> list[Tally]:
     """Give each kind its turns for so many seconds in all; processes, their writes and their faults follow the seed."""
-    return asyncio.run(campaign(seconds=seconds, seed=seed, only=only))
+    return asyncio.run(_campaign(seconds=seconds, seed=seed))
 
 
-async def campaign(*, seconds: float, seed: int, only: Sequence[str] = tuple(FAULTS)) -> list[Tally]:
-    """`run` for who has an event loop."""
+async def _campaign(*, seconds: float, seed: int) -> list[Tally]:
     with short_folder() as folder:
         server = await OwnServer.start(folder)
         try:
-            return await campaign_on(server, folder, seconds=seconds, seed=seed, only=only)
+            return await campaign_on(server, folder, seconds=seconds, seed=seed)
         finally:
             await server.stop()
 
@@ -225,7 +231,7 @@ async def campaign(*, seconds: float, seed: int, only: Sequence[str] = tuple(FAU
 async def campaign_on(
     server: OwnServer, folder: Path, *, seconds: float, seed: int, only: Sequence[str] = tuple(FAULTS)
 ) -> list[Tally]:
-    """`campaign` on a server that is there; sockets and data directories lie in the folder, whose path is short."""
+    """`run` on a server that is there; sockets and data directories lie in the folder, whose path is short."""
 
     async def inject(turn: Turn) -> None:
         await _inject(server, folder / str(turn.number), turn, seed)
@@ -243,7 +249,7 @@ async def _inject(server: OwnServer, folder: Path, turn: Turn, seed: int) -> Non
             await team.all("write")
             least = time.monotonic() + LEAST_SECONDS
             await FAULTS[tally.fault](team, replace(turn, until=max(turn.until, least)))
-            await asyncio.sleep(TOGETHER_SECONDS)
+            await team.write(TOGETHER_WRITES)
             verdict = await team.settle(tally)
         judged = await team.account.judge(admin)
     complaints = [*verdict.lost, *verdict.diverged, *judged.lost, *judged.doubled, *judged.reordered, *judged.diverged]

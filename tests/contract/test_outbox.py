@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,14 +36,20 @@ class Broken(ValueError):
     """What a failing work raises in these tests."""
 
 
-@pytest.fixture
-async def file(tmp_path: Path) -> AsyncIterator[HotFile]:
-    async with hot_file(tmp_path) as opened:
-        yield opened
-
-
 def seqs(file: HotFile, *, after_seq: int = 0, limit: int = 100_000, user_id: str | None = None) -> list[int]:
     return [one.seq for one in file.outbox.claim(after_seq=after_seq, limit=limit, user_id=user_id)]
+
+
+async def test_of_a_forgotten_user_no_more_is_remembered_than_of_one_let_go(file: HotFile) -> None:
+    await file.outbox.accept_node("ada", fresh("1"))
+    await file.replica.erase("ada", erased_rev=None)
+    (erasure,) = file.outbox.claim(after_seq=0, limit=10)
+    settling = file.outbox.settle(carried([erasure]))
+    await file.database.write(lambda _: None)
+    await settling
+    remembered = vars(file.outbox.last)
+    assert (remembered["_last"], remembered["_let_go"]) == ({}, {"ada": erasure.seq})
+    assert file.outbox.last_accepted_of("ada") == erasure.seq
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 
@@ -26,12 +25,6 @@ from tests.support.hot_files import (
 )
 
 OTHER_EPOCH = "0f0b6a56-57a5-4ed3-8f0c-2a8d5a1f6c77"
-
-
-@pytest.fixture
-async def file(tmp_path: Path) -> AsyncIterator[HotFile]:
-    async with hot_file(tmp_path) as opened:
-        yield opened
 
 
 def text_of(file: HotFile, node_id: NodeId) -> object:
@@ -76,6 +69,17 @@ async def test_a_load_that_was_never_shown_is_swept_and_nobody_sees_it(tmp_path:
         assert await count(file, "nodes") == 0
         await load(file, 3, rows)
         assert text_of(file, rows[2].node_id) == "3"
+
+
+async def test_what_is_seen_after_a_load_from_a_rewritten_past_is_no_further_than_that_past(file: HotFile) -> None:
+    rows = [node_from_postgres(fresh(str(n)), n) for n in range(1, 4)]
+    await load(file, 3, rows)
+    before = file.hot.cursor_seen("ada")
+    await load(file, 2, rows[:2])
+    after = file.hot.cursor_seen("ada")
+    assert before is not None
+    assert after is not None
+    assert (before.rev, after.rev) == (3, 2)
 
 
 async def test_a_load_under_way_is_not_swept_and_the_copy_it_replaces_is(file: HotFile) -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from hybrid_memory.testing.disk import FaultDisk
 from hybrid_memory.testing.failover import Pair, failing_over
 from hybrid_memory.testing.postgres import short_folder
 from tests.plugins.postgres import Database
 from tests.support.own_server import OwnServer
+from tests.support.sick_disk import Puppet, puppet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,3 +53,18 @@ async def failover() -> AsyncIterator[Pair]:
     """A primary and a standby of this test's own, with a migrated database, reached by one DSN."""
     async with failing_over() as pair:
         yield pair
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultDisk]:
+    """A disk that fails beneath a process when it is told to."""
+    folder = tmp_path_factory.mktemp("disk")
+    with FaultDisk(folder / "root", folder=folder / "shim") as made:
+        yield made
+
+
+@pytest.fixture
+async def player(disk: FaultDisk) -> AsyncIterator[Puppet]:
+    """A process on that disk that does as it is told."""
+    async with puppet(disk) as started:
+        yield started

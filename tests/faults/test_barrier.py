@@ -6,14 +6,12 @@ import asyncio
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import cast
 
 import asyncpg
 import pytest
 
 from hybrid_memory import HybridMemoryManager, InvalidInput, Settings, Status
 from hybrid_memory.sqlite import last_operations
-from hybrid_memory.sqlite.last_operations import LastOperations
 from tests.faults.conftest import Sick
 from tests.faults.test_two_managers import paired
 from tests.plugins.postgres import Database
@@ -227,9 +225,9 @@ async def test_what_was_stored_for_a_user_who_was_let_go_since_is_waited_for(
         await drained(pair.first)
         file = tiers(pair.first).file
         assert await file.replica.evict("bo")
-        held = cast("LastOperations", vars(file.outbox)["_last"])
-        assert "bo" not in vars(held)["_last"]
-        assert len(vars(held)["_let_go"]) == (kept > 0)
+        remembered = vars(file.outbox.last)
+        assert "bo" not in remembered["_last"]
+        assert len(remembered["_let_go"]) == (kept > 0)
         assert await known.get(stored.node_id) is None
         assert await known.barrier(gone.token(), wait=20)
         assert await known.get(stored.node_id) is not None

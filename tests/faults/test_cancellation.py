@@ -10,6 +10,7 @@ from hybrid_memory import HybridMemoryManager, UserMemory
 from tests.plugins.postgres import Database, connected
 from tests.support.beneath import tiers
 from tests.support.managers import FACT, both_tiers_agree, contents, drained, head_rev, opened
+from tests.support.waiting import turns
 
 SECONDS = 20.0
 ENOUGH_UNHARMED = 3
@@ -26,8 +27,7 @@ def moments() -> Iterator[int]:
 async def cancelled_after(steps: int, write: Awaitable[object]) -> bool:
     """Cancel a write after so many steps; whether that came in time to cancel it."""
     task = asyncio.ensure_future(write)
-    for _ in range(steps):
-        await asyncio.sleep(0)
+    await turns(steps)
     came_in_time = task.cancel()
     outcome = (await asyncio.gather(task, return_exceptions=True))[0]
     assert outcome is not None

@@ -35,8 +35,8 @@ async def relent(admin: asyncpg.Connection) -> None:
     await admin.execute("alter table memory.nodes drop constraint picky")
 
 
-async def verified(manager: HybridMemoryManager, monkeypatch: pytest.MonkeyPatch, rounds: int = ROUNDS) -> None:
-    """Wait until so many comparisons more have begun."""
+async def verified(manager: HybridMemoryManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait until as many comparisons more have ended as would tell of a difference."""
     (service,) = [one for one in staff(manager).services if one.name == "verifier"]
     verifier = cast("Verifier", vars(service)["_work"])
     run_once, begun = verifier.run_once, 0
@@ -47,7 +47,7 @@ async def verified(manager: HybridMemoryManager, monkeypatch: pytest.MonkeyPatch
         return await run_once()
 
     monkeypatch.setattr(verifier, "run_once", counted)
-    await until(lambda: begun > rounds, seconds=SECONDS)
+    await until(lambda: begun > ROUNDS, seconds=SECONDS)
 
 
 async def buried(memory: UserMemory, key: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,6 @@ from tests.support.clocks import HandClock
 from tests.support.hot_files import (
     EPOCH,
     head,
-    hot_file,
     keyed,
     load,
     node_from_postgres,
@@ -31,12 +30,6 @@ from tests.support.managers import FACT, both_tiers_agree, drained, opened
 from tests.support.relays import relay_between
 
 ERASED = 5
-
-
-@pytest.fixture
-async def file(tmp_path: Path) -> AsyncIterator[HotFile]:
-    async with hot_file(tmp_path) as opened_file:
-        yield opened_file
 
 
 def decided(file: HotFile, verdict: Verdict, rev: int | None = None) -> BatchApplied:

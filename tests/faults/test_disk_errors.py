@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import AsyncIterator, Iterator
 from itertools import cycle
 
 import asyncpg
@@ -15,25 +14,12 @@ import pytest
 
 from hybrid_memory.testing.disk import FULL, Call, DiskFault, FaultDisk
 from tests.plugins.postgres import Database
-from tests.support.sick_disk import OURS, SHORT, Ends, Puppet, Trial, attempt, puppet
+from tests.support.sick_disk import OURS, SHORT, Ends, Puppet, Trial, attempt
 from tests.support.waiting import until
 
 SAMPLE = 16
 # More calls than the scenario makes: nothing fails, and they are counted.
 NEVER = 10**9
-
-
-@pytest.fixture(scope="module")
-def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultDisk]:
-    folder = tmp_path_factory.mktemp("disk")
-    with FaultDisk(folder / "root", folder=folder / "shim") as made:
-        yield made
-
-
-@pytest.fixture
-async def player(disk: FaultDisk) -> AsyncIterator[Puppet]:
-    async with puppet(disk) as started:
-        yield started
 
 
 def wrong(trials: list[Trial]) -> list[tuple[DiskFault, str]]:

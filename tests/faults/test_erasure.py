@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -48,6 +48,23 @@ async def tell_secrets(manager: HybridMemoryManager, user_id: str, *, wait: floa
     await memory.relate(first.node_id, second.node_id, "led_to", properties={CANARY: 1}, wait=wait)
 
 
+async def forgotten_elsewhere(
+    postgres: Database, folder: Path, *, meanwhile: Callable[[HybridMemoryManager], Awaitable[None]]
+) -> None:
+    """One process forgets a user whom another holds, which has done something `meanwhile` with Postgres out of reach.
+
+    Their files lie in `one` and `two`.
+    """
+    async with opened(postgres, folder / "one") as one:
+        await tell_secrets(one, "ada", wait=SECONDS)
+        async with opened(postgres, folder / "two") as two:
+            await two.ensure_user_memories("ada")
+        async with opened(f"postgresql://nobody@/none?host={folder}", folder / "two") as two:
+            await meanwhile(two)
+        await one.forget("ada")
+        await drained(one)
+
+
 async def test_forgetting_leaves_no_byte_in_the_file_and_no_row_in_postgres(
     postgres: Database, admin: asyncpg.Connection, tmp_path: Path
 ) -> None:
@@ -82,8 +99,8 @@ async def test_an_erasure_is_acknowledged_only_when_what_was_set_aside_is_gone(
         erasing = asyncio.create_task(manager.forget("ada"))
         erasing.add_done_callback(lambda _: told.append("acknowledged"))
         await until(begun.is_set)
-        for _ in range(100):
-            await asyncio.sleep(0)  # whoever does not wait for it goes on
+        # Whoever did not wait for it would have been answered before this is.
+        await manager.user("bo").store({"n": 1}, context_type=FACT, wait=SECONDS)
         go_on.set()
         await erasing
         await until(lambda: len(told) == 2)
@@ -160,14 +177,10 @@ async def test_another_process_that_holds_the_user_lets_go_of_every_byte(
 async def test_writes_that_another_process_queued_before_it_heard_of_the_erasure_are_rejected(
     postgres: Database, admin: asyncpg.Connection, tmp_path: Path
 ) -> None:
-    async with opened(postgres, tmp_path / "one") as one:
-        await tell_secrets(one, "ada", wait=SECONDS)
-        async with opened(postgres, tmp_path / "two") as two:
-            await two.ensure_user_memories("ada")
-        async with opened(f"postgresql://nobody@/none?host={tmp_path}", tmp_path / "two") as two:
-            await tell_secrets(two, "ada", wait=0)
-        await one.forget("ada")
-        await drained(one)
+    async def write_on(two: HybridMemoryManager) -> None:
+        await tell_secrets(two, "ada", wait=0)
+
+    await forgotten_elsewhere(postgres, tmp_path, meanwhile=write_on)
     ears = Ears()
     async with opened(postgres, tmp_path / "two", ears=ears) as two:
         await drained(two)
@@ -182,16 +195,12 @@ async def test_writes_that_another_process_queued_before_it_heard_of_the_erasure
 async def test_an_erasure_that_another_process_has_not_heard_of_beats_what_that_stored_behind_its_own(
     postgres: Database, admin: asyncpg.Connection, tmp_path: Path
 ) -> None:
-    async with opened(postgres, tmp_path / "one") as one:
-        await tell_secrets(one, "ada", wait=SECONDS)
-        async with opened(postgres, tmp_path / "two") as two:
-            await two.ensure_user_memories("ada")
-        async with opened(f"postgresql://nobody@/none?host={tmp_path}", tmp_path / "two") as two:
-            for _ in range(2):
-                await two.forget("ada")
-                await tell_secrets(two, "ada", wait=0)
-        await one.forget("ada")
-        await drained(one)
+    async def forget_and_write_on(two: HybridMemoryManager) -> None:
+        for _ in range(2):
+            await two.forget("ada")
+            await tell_secrets(two, "ada", wait=0)
+
+    await forgotten_elsewhere(postgres, tmp_path, meanwhile=forget_and_write_on)
     async with opened(postgres, tmp_path / "two") as two:
         await drained(two)
         copy = await two.ensure_user_memories("ada")

@@ -45,6 +45,15 @@ async def restored(manager: HybridMemoryManager, since: str | None) -> None:
     await drained(manager)
 
 
+async def all_is_applied(manager: HybridMemoryManager) -> None:
+    """Wait until nothing is queued and nothing is dead."""
+
+    async def nothing_is_left() -> bool:
+        return manager.queue().entries == 0 and await manager.dead_letters.list() == []
+
+    await eventually(nothing_is_left, seconds=SECONDS)
+
+
 def lineage(manager: HybridMemoryManager) -> str | None:
     return tiers(manager).file.binding.lineage
 
@@ -100,11 +109,7 @@ async def test_what_died_for_want_of_a_node_that_a_failover_lost_is_queued_again
         await failover.promote(lose_tail=True)
         await restored(manager, since)
         assert {event.sqlstate for event in ears.all(Buried)} <= {"23503"}
-
-        async def nothing_is_dead() -> bool:
-            return manager.queue().entries == 0 and await manager.dead_letters.list() == []
-
-        await eventually(nothing_is_dead, seconds=SECONDS)
+        await all_is_applied(manager)
         await both_tiers_agree(manager, memory)
         assert [n.node.node_id for n in await memory.neighbours(kept.node_id)] == [lost.node_id]
     async with connected(failover.admin_dsn) as admin:
@@ -115,13 +120,13 @@ async def test_what_dies_late_for_want_of_a_node_that_a_failover_lost_is_queued_
     failover: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks: list[str] = []
-    look = cast("Callable[[Restorer], Awaitable[None]]", vars(Restorer)["_raise_the_dead"])
+    look = cast("Callable[[Restorer], Awaitable[None]]", vars(Restorer)["_retry_for_missing_rows"])
 
     async def looking(restorer: Restorer) -> None:
         looks.append("looked")
         await look(restorer)
 
-    monkeypatch.setattr(Restorer, "_raise_the_dead", looking)
+    monkeypatch.setattr(Restorer, "_retry_for_missing_rows", looking)
     monkeypatch.setattr("hybrid_memory.restorer._AMEND_SECONDS", 0.01)
     ears = Ears()
     settings = BRISK.model_copy(update={"batch_size": 1})
@@ -139,11 +144,35 @@ async def test_what_dies_late_for_want_of_a_node_that_a_failover_lost_is_queued_
         await until(lambda: len(looks) > 20, seconds=SECONDS)
         relay.start()
         await ears.hear(Buried)
+        await all_is_applied(manager)
+        await both_tiers_agree(manager, memory)
+        assert [n.node.node_id for n in await memory.neighbours(kept.node_id)] == [lost.node_id]
 
-        async def nothing_is_dead() -> bool:
-            return manager.queue().entries == 0 and await manager.dead_letters.list() == []
 
-        await eventually(nothing_is_dead, seconds=SECONDS)
+async def test_what_dies_so_after_a_restart_in_the_middle_of_comparing_is_queued_again_too(
+    failover: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def not_yet(_: Restorer) -> None:
+        """Ended before it had compared anything."""
+
+    with monkeypatch.context() as before:
+        before.setattr(Restorer, "run_once", not_yet)
+        async with opened(failover.dsn, tmp_path / "data") as manager:
+            await manager.ensure_user_memories("bo")  # so that the feed asks
+            (kept,) = await stored(manager, "ada", 1)
+            await failover.catch_up()
+            await failover.lag()
+            (lost,) = await stored(manager, "ada", 2)
+            await staff(manager).relay_service.stop()
+            await manager.user("ada").relate(kept.node_id, lost.node_id, "led_to", wait=0)
+            await failover.promote(lose_tail=True)
+            await until(lambda: "ada" in tiers(manager).file.past.users_in_doubt(), seconds=SECONDS)
+    ears = Ears()
+    settings = BRISK.model_copy(update={"batch_size": 1})
+    async with opened(failover.dsn, tmp_path / "data", ears=ears, settings=settings) as manager:
+        await ears.hear(Buried)
+        await all_is_applied(manager)
+        memory = await manager.ensure_user_memories("ada")
         await both_tiers_agree(manager, memory)
         assert [n.node.node_id for n in await memory.neighbours(kept.node_id)] == [lost.node_id]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import asyncpg
@@ -14,7 +13,7 @@ from hybrid_memory.testing.disk import Call, DiskFault, FaultDisk
 from tests.plugins.postgres import Database
 from tests.support.dead_owners import give_head, in_slot, left_in, numbers_of, store, user_locked
 from tests.support.images import FILE, ruin_first_page
-from tests.support.sick_disk import Ends, Puppet, puppet
+from tests.support.sick_disk import Ends, Puppet
 from tests.support.waiting import eventually, until
 
 READS = frozenset({Call.READ})
@@ -22,19 +21,6 @@ NEVER = 10**9
 SAMPLE = 8
 SECONDS = 30.0
 STORED = set("abc")
-
-
-@pytest.fixture(scope="module")
-def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultDisk]:
-    folder = tmp_path_factory.mktemp("disk")
-    with FaultDisk(folder / "root", folder=folder / "shim") as made:
-        yield made
-
-
-@pytest.fixture
-async def player(disk: FaultDisk) -> AsyncIterator[Puppet]:
-    async with puppet(disk) as started:
-        yield started
 
 
 async def left(player: Puppet, folder: Path, *, closed: bool) -> Path:

@@ -183,9 +183,9 @@ COPIES: Final = (
         edits=(
             Edit(
                 file=_REPLICA,
-                find="        for queued in self._queued(connection, head.user_id, row.node_id,"
+                find="        for queued in queued_operations(connection, head.user_id, row.node_id,"
                 " after_seq=head.done_seq):\n"
-                "            self._lay_over(connection, user_no, queued)\n",
+                "            lay_over(connection, self._ledger, user_no, queued)\n",
                 put="",
             ),
         ),

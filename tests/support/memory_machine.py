@@ -28,6 +28,7 @@ from tests.plugins.postgres import Database
 from tests.support.expectations import Expectations, Member, Place
 from tests.support.managers import FACT, both_tiers_agree, drained
 from tests.support.own_server import OwnServer
+from tests.support.waiting import turns
 
 T = TypeVar("T")
 
@@ -207,8 +208,7 @@ class MemoryMachine(RuleBasedStateMachine):
 
         async def cut_short() -> bool:
             call = asyncio.ensure_future(memory.store({"text": value}, context_type=FACT, key=key, wait=1.0))
-            for _ in range(steps):
-                await asyncio.sleep(0)
+            await turns(steps)
             call.cancel()
             (receipt,) = await asyncio.gather(call, return_exceptions=True)
             return isinstance(receipt, Receipt)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final, NamedTuple, cast
@@ -84,6 +84,10 @@ class Account:
     wrong: list[str] = field(default_factory=list[str])
     """What a process itself found to be wrong."""
     slowest_call_s: float = 0.0
+
+    def count(self, processes: Collection[str]) -> int:
+        """How many writes of these processes were acknowledged."""
+        return sum(write.process in processes for write in self.writes.values())
 
     def hear(self, process: str, said: Mapping[str, object]) -> None:
         """Take in a line of a worker."""

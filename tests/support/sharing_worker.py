@@ -44,7 +44,8 @@ NUMBERS_AN_ENTITY: Final = 100
 FORGET_EVERY: Final = 150
 DEEDS: Final = {"store": 5, "put": 3, "delete": 2, "merge": 4, "count": 3, "mark": 1, "relate": 3}
 WAITS: Final = (0.0, 0.0, 0.05)
-PAUSE_SECONDS: Final = 0.02
+MOST_THOUGHT_SECONDS: Final = 0.04
+"""Between two writes of an author, as between those of somebody who thinks."""
 VERDICT_SECONDS: Final = 5.0
 
 
@@ -83,7 +84,7 @@ class Author:
                 await self.manager.ensure_user_memories(ERASED)
             (deed,) = self.random.choices(list(DEEDS), list(DEEDS.values()))
             await self._attempt(deed)
-            await asyncio.sleep(self.random.uniform(0.0, 2 * PAUSE_SECONDS))
+            await asyncio.sleep(self.random.uniform(0.0, MOST_THOUGHT_SECONDS))
 
     async def _attempt(self, deed: str) -> None:
         value = f"{self.task.name}.{self.memory.user_id}.{self.number}"

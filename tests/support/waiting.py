@@ -23,3 +23,9 @@ async def eventually(check: Callable[[], Awaitable[bool]], *, seconds: float = 1
     while not await check():
         assert time.monotonic() < give_up, "it did not come about in time"
         await asyncio.sleep(STEP_SECONDS)
+
+
+async def turns(count: int) -> None:
+    """Let the event loop go round so many times: for what is to happen at one of its steps, whichever that is."""
+    for _ in range(count):
+        await asyncio.sleep(0)

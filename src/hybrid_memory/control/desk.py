@@ -110,16 +110,12 @@ class Desk:
         return {"queued": queue.entries, "operations": [_operation(operation) for operation in operations]}
 
     async def _outbox_retry(self, _: _Arguments) -> Data:
-        return {"queued": await self._manager.drain(timedelta()), "relay": await self._relay()}
+        return {"queued": await self._manager.drain(timedelta()), "relay": _relay_in(await self._manager.health())}
 
     async def _outbox_drain(self, arguments: _Arguments) -> Data:
         left = await self._manager.drain(timedelta(seconds=arguments.within))
-        seconds = (await self._manager.health()).drain_seconds
-        return {"queued": left, "relay": await self._relay(), "drain_seconds": seconds}
-
-    async def _relay(self) -> str:
-        """How the relay is: `ok`, `off` without a Postgres, else why nothing is carried."""
-        return (await self._manager.health()).services.get("relay", "off")
+        health = await self._manager.health()
+        return {"queued": left, "relay": _relay_in(health), "drain_seconds": health.drain_seconds}
 
     async def _dead_letters_list(self, arguments: _Arguments) -> Data:
         letters = await self._manager.dead_letters.list()
@@ -138,7 +134,12 @@ class Desk:
         return {"removed": dict(removed)}
 
     async def _queued(self, arguments: _Arguments) -> Data:
-        return {"queued": self._hot.queued_of(_named(arguments)), "relay": await self._relay()}
+        return {"queued": self._hot.queued_of(_named(arguments)), "relay": _relay_in(await self._manager.health())}
+
+
+def _relay_in(health: Health) -> str:
+    """How the relay is: `ok`, `off` without a Postgres, else why nothing is carried."""
+    return health.services.get("relay", "off")
 
 
 def _named(arguments: _Arguments) -> str:

@@ -132,7 +132,7 @@ class PostgresDurableTier:
         fresh = [operation for operation in operations if operation.seq > done]
         erased = {one.seq for one in operations if _before_erasure(one, opened, erased_rev)}
         if erased_rev < 0 and opened["erased_at"] is not None:
-            erased |= await self._endless(connection, user_id, [one for one in fresh if one.seq not in erased])
+            erased |= await self._without_ends(connection, user_id, [one for one in fresh if one.seq not in erased])
         again = [
             told_again(one, standings.get((one.kind, one.entity_id)), opening.client_id, erased=one.seq in erased)
             for one in operations
@@ -277,7 +277,7 @@ class PostgresDurableTier:
         where exists (select 1 from memory.nodes n where n.user_id = $1 and n.node_id = a.node_id)
     """
 
-    async def _endless(self, connection: Connection, user_id: str, operations: Sequence[Operation]) -> set[int]:
+    async def _without_ends(self, connection: Connection, user_id: str, operations: Sequence[Operation]) -> set[int]:
         """The numbers of relationships at nodes that are neither there nor among the operations.
 
         Whoever had not heard of an erasure may relate, after it by the clock, what it has taken away.

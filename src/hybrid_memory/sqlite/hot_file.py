@@ -182,6 +182,7 @@ class HotFile:
         for applied in batch.operations:
             if applied.operation.kind is Kind.ERASE:
                 self.hot.erasure_settled(applied.operation.user_id)
+                self.outbox.last.erasure_settled(applied.operation.user_id, applied.operation.seq)
 
     def _retried(self) -> None:
         self.outbox.forget_newest()
@@ -190,9 +191,9 @@ class HotFile:
     def _shown(self, shown: Shown) -> None:
         if shown.user_no is None:
             self.outbox.forget_newest()
-            self.outbox.let_go(shown.user_id)
+            self.outbox.last.let_go(shown.user_id)
         if shown.erasure_seq or shown.rejected:
-            self.outbox.erased(shown.user_id, shown.erasure_seq)
+            self.outbox.last.note(shown.user_id, shown.erasure_seq)
         if shown.erasure_seq:
             self.on_accepted()
         if shown.rejected:

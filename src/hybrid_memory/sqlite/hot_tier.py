@@ -38,7 +38,10 @@ _NODE = (
 )
 _EXPIRES_AT = 8
 _CURSORS = "select user_id, epoch, rev, erased_rev, timeline, complete, confirmed_at from users"
-_NEWEST = "select max(rev) from (select user_no, rev from nodes union all select user_no, rev from relationships)"
+_NEWEST = (
+    "select max(rev) from (select user_no, rev from nodes union all select user_no, rev from relationships)"
+    " where user_no = ?"
+)
 _WIDTH = 10
 # Only whole column lists of this module are put together below; every value is bound.
 _GET = f"select {_NODE} from nodes n where n.user_no = ? and n.node_id = ? and n.deleted_at is null"  # noqa: S608 - constants only
@@ -81,7 +84,7 @@ class SqliteHotTier:
         self._queued_of = queued_of
         self._user_nos: dict[str, int] = {}
         self._erased_revs: dict[str, int] = {}
-        # The newest revision among a user's rows when that was first asked in this opening.
+        # The newest revision among a user's rows when that was first asked of the generation that is visible.
         self._newest_found: dict[str, int] = {}
         # The cursors in the file, read together at the first question; a change takes its user's away.
         self._cursors: dict[str, Cursor | None] | None = None
@@ -93,9 +96,8 @@ class SqliteHotTier:
             return
         self._user_nos.pop(user_id, None)
         self.erasure_settled(user_id)
-        if user_no is None:
-            self._newest_found.pop(user_id, None)
-        else:
+        self._newest_found.pop(user_id, None)
+        if user_no is not None:
             self._user_nos[user_id] = user_no
         if former is not None:
             self._indexes.drop(former)
@@ -154,7 +156,7 @@ class SqliteHotTier:
             return None
         if user_id not in self._newest_found:
             # Once: what comes later comes with the cursor, or is known to be our own.
-            (newest,) = self._point.one(_NEWEST + " where user_no = ?", (self._place_of(user_id),)) or (None,)
+            (newest,) = self._point.one(_NEWEST, (self._place_of(user_id),)) or (None,)
             self._newest_found[user_id] = newest or 0
         cursor = self._settling.cursor(_cursor(row))
         return replace(cursor, rev=max(cursor.rev, self._newest_found[user_id]))

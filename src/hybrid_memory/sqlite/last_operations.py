@@ -36,7 +36,7 @@ class LastOperations:
             self._last[user_id] = moved.number(self._last[user_id])
 
     def let_go(self, user_id: str) -> None:
-        """Nothing of the user is held any more, and nothing is queued."""
+        """The user is held no more, or was erased: from now on the number is kept only as one of the last let go."""
         seq = self._last.pop(user_id, 0)
         if seq == 0:
             return
@@ -44,6 +44,11 @@ class LastOperations:
         if len(self._let_go) > _MOST_LET_GO:
             del self._let_go[next(iter(self._let_go))]
             self._has_forgotten = True
+
+    def erasure_settled(self, user_id: str, seq: int) -> None:
+        """The user's erasure of that number is decided: where it was the last operation, no more need be held."""
+        if self._last.get(user_id) == seq:
+            self.let_go(user_id)
 
     def of(self, user_id: str) -> int:
         """The number of the user's last operation in this opening, else of the last that is queued; 0 for none.

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 from hybrid_memory.changes import Kind, Operation
 from hybrid_memory.clock import Clock, IdSource, from_us
@@ -22,9 +23,19 @@ from hybrid_memory.sqlite.hot_file import HotFile, make_ours
 from hybrid_memory.sqlite.inspection import NotOurs, check_readable
 from hybrid_memory.sqlite.quarantine import Quarantine, Report, begin, unfinished
 from hybrid_memory.sqlite.rows import put_node, put_relationship
-from hybrid_memory.sqlite.salvage import OPERATION, PAGE_BYTES, SCRATCH, Salvaged, read_damaged
+from hybrid_memory.sqlite.salvage import OPERATION, PAGE_BYTES, Salvaged, read_damaged
 from hybrid_memory.sqlite.side_record import read_side_record
 from hybrid_memory.sqlite.slots import Slot
+
+# By table, in the order in which `SCRATCH` has them read.
+_FILLINGS: Final = {
+    "threads": "insert or ignore into threads (thread_id, last_used_at) values (?, ?)",
+    "transient": "insert or ignore into transient (thread_id, node_id, context_type, content, created_at, expires_at)"
+    " values (?, ?, ?, ?, ?, ?)",
+    "checkpoints": "insert or ignore into checkpoints (thread_id, checkpoint_id, parent_id, state, created_at)"
+    " values (?, ?, ?, ?, ?)",
+    "erasures": "insert or ignore into erasures (user_id, erased_rev, erased_at, in_doubt) values (?, ?, ?, ?)",
+}
 
 
 async def open_whole(
@@ -139,10 +150,7 @@ def _fill(connection: sqlite3.Connection, salvaged: Salvaged, now_us: int) -> No
         salvaged.dead_letters,
     )
     for table, rows in salvaged.scratch.items():
-        columns, _ = SCRATCH[table]
-        marks = ", ".join("?" * (columns.count(",") + 1))
-        statement = f"insert or ignore into {table} ({columns}) values ({marks})"  # noqa: S608 - constants only
-        connection.executemany(statement, rows)
+        connection.executemany(_FILLINGS[table], rows)
     _show(connection, salvaged.operations, now_us)
 
 

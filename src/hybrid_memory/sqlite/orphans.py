@@ -17,6 +17,7 @@ from hybrid_memory.sqlite.hot_file import HotFile
 from hybrid_memory.sqlite.inspection import check_readable
 from hybrid_memory.sqlite.peek import has_tables, is_unborn, peeked
 from hybrid_memory.sqlite.slots import Slot, existing_slots, slot_path, try_slot
+from hybrid_memory.sqlite.syncing import log_path
 
 # What only a person, or another version of the program, can mend: not tried again until the file is another.
 _BEYOND_USE = (StorageCorrupt, SchemaMismatch)
@@ -146,7 +147,7 @@ def _read(connection: sqlite3.Connection) -> tuple[LeftBehind | None, Binding]:
 
 
 def _mark(path: Path) -> _Mark:
-    return _Mark(file=_part(path), log=_part(path.with_name(f"{path.name}-wal")))
+    return _Mark(file=_part(path), log=_part(log_path(path)))
 
 
 def _part(path: Path) -> _Part | None:

@@ -66,7 +66,7 @@ class SqliteOutbox:
         self._settlement: asyncio.Future[None] | None = None
         # The newest queue entries without a gap, so that the relay need not read back what was just written.
         self._newest: deque[Operation] = deque(maxlen=NEWEST_KEPT)
-        self._last = LastOperations(database.point)
+        self.last = LastOperations(database.point)
         # Users whose operations got other numbers since somebody was told them.
         self._moved: dict[str, list[Moved]] = {}
 
@@ -98,7 +98,7 @@ class SqliteOutbox:
                 self._newest.clear()
             self._newest.append(queued)
         last = stored.operations[-1]
-        self._last.note(last.user_id, last.seq)
+        self.last.note(last.user_id, last.seq)
         self._on_stored(stored)
         if future.done():
             return  # whoever asked has gone
@@ -106,14 +106,6 @@ class SqliteOutbox:
             future.set_result(Accepted.of(stored.told))
         else:
             hold(stored.told, future)
-
-    def erased(self, user_id: str, seq: int) -> None:
-        """The user's operations were removed unsent by an erasure, queued under `seq` if it is ours, else 0."""
-        self._last.note(user_id, seq)
-
-    def let_go(self, user_id: str) -> None:
-        """Nothing of the user is held any more, and nothing is queued."""
-        self._last.let_go(user_id)
 
     def forget_newest(self) -> None:
         """Queue entries were removed unsent, or added by others."""
@@ -136,7 +128,7 @@ class SqliteOutbox:
     def _renumbered(self, user_id: str, moved: Moved) -> None:
         self.forget_newest()
         self._moved.setdefault(user_id, []).append(moved)
-        self._last.renumbered(user_id, moved)
+        self.last.renumbered(user_id, moved)
 
     def _number_of(self, accepted: Accepted) -> int:
         seq = accepted.seq
@@ -331,7 +323,7 @@ class SqliteOutbox:
 
     def last_accepted_of(self, user_id: str) -> int:
         """The number of the user's last operation; see `LastOperations.of`."""
-        return self._last.of(user_id)
+        return self.last.of(user_id)
 
     def queued_of(self, user_id: str) -> int:
         """How many of a user's operations are queued."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from typing import TypeAlias, cast
+from typing import Final, TypeAlias, cast
 
 from hybrid_memory.changes import Kind, NodeRow, Operation, RelationshipRow
 from hybrid_memory.graph import Verdict
@@ -16,6 +16,9 @@ from hybrid_memory.sqlite.rows import SqlRow, find_node, find_relationship, oper
 
 Touched: TypeAlias = "tuple[int, int]"
 """A generation, and the row id of a node in it."""
+
+_NUMBER_NODE: Final = "update nodes set rev = ?1 where row_id = ?2 and rev < ?1"
+_NUMBER_RELATIONSHIP: Final = "update relationships set rev = ?1 where row_id = ?2 and rev < ?1"
 
 
 def show_node(connection: sqlite3.Connection, ledger: Ledger, user_no: int, row: NodeRow) -> int:
@@ -38,9 +41,11 @@ def show_relationship(connection: sqlite3.Connection, ledger: Ledger, user_no: i
 def queued_operations(
     connection: sqlite3.Connection, user_id: str, entity_id: str | None = None, *, after_seq: int = 0
 ) -> list[Operation]:
-    """What is queued of a user, or on one of its entities, behind a number, in order."""
-    # Behind `after_seq`: what Postgres had done when it was asked is in its rows, though its answer to the relay
-    # may still be on the way; laid over what others made of it since, it would undo that.
+    """What is queued of a user, or on one of its entities, behind a number, in order.
+
+    To be laid over rows from Postgres it has to be what is behind the last number that they contain. The answer to the
+    relay on the others may still be on the way; laid over what others made of them since, they would undo that.
+    """
     rows = connection.execute(
         "select seq, op_id, user_id, kind, entity_id, base, delta, stamp, payload, accepted_at from outbox"
         " where user_id = ?1 and (?2 is null or entity_id = ?2) and seq > ?3 order by seq",
@@ -135,5 +140,5 @@ class _Own:
 
     def number(self, connection: sqlite3.Connection, row_id: int, rev: int) -> None:
         """Give what is shown its revision."""
-        table = "nodes" if isinstance(self._row, NodeRow) else "relationships"
-        connection.execute(f"update {table} set rev = ?1 where row_id = ?2 and rev < ?1", (rev, row_id))  # noqa: S608 - constants only
+        statement = _NUMBER_NODE if isinstance(self._row, NodeRow) else _NUMBER_RELATIONSHIP
+        connection.execute(statement, (rev, row_id))

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hybrid_memory.sqlite.driver import Driver, configure_reader
+from hybrid_memory.sqlite.syncing import log_path
 
 
 @contextmanager
@@ -48,6 +49,6 @@ def is_unborn(path: Path) -> bool:
 
 def _has_log(path: Path) -> bool:
     try:
-        return path.with_name(f"{path.name}-wal").stat().st_size > 0
+        return log_path(path).stat().st_size > 0
     except OSError:
         return False

@@ -76,7 +76,7 @@ class SqliteReplica:
         later = "select 1 from erasures where user_id = ? and erased_rev > ?"
         if connection.execute(later, (user_id, head.erased_rev)).fetchone() is not None:
             return None
-        if any(queued.kind is Kind.ERASE for queued in self._queued(connection, user_id, user_id)):
+        if any(queued.kind is Kind.ERASE for queued in queued_operations(connection, user_id, user_id)):
             return None
         if head.erased_rev > 0 and has_undated(connection, user_id):
             return None
@@ -143,8 +143,8 @@ class SqliteReplica:
             else:
                 self._carry_over(connection, former, generation, head)
             connection.execute("insert into generations (user_no) values (?)", (former,))
-        for queued in self._queued(connection, head.user_id, after_seq=head.done_seq):
-            self._lay_over(connection, generation, queued)
+        for queued in queued_operations(connection, head.user_id, after_seq=head.done_seq):
+            lay_over(connection, self._ledger, generation, queued)
         now_us = self._ledger.now_us()
         connection.execute(
             "insert into users (user_id, user_no, epoch, rev, erased_rev, timeline, complete, loaded_at, confirmed_at,"
@@ -190,7 +190,7 @@ class SqliteReplica:
         ).fetchall():
             kept = find_node(connection, former, node_id)
             if kept is not None:
-                self._put_node(connection, generation, kept[1])
+                show_node(connection, self._ledger, generation, kept[1])
         rows = connection.execute(
             "select relationship_id, source_id, target_id, relationship_type, weight, properties, row_hash,"
             " valid_from, valid_to, created_at, updated_at, deleted_at, stamp, rev from relationships"
@@ -198,22 +198,7 @@ class SqliteReplica:
             (former, head.rev),
         ).fetchall()
         for row in rows:
-            self._put_relationship(connection, generation, relationship_row(row))
-
-    def _put_node(self, connection: sqlite3.Connection, user_no: int, row: NodeRow) -> int:
-        return show_node(connection, self._ledger, user_no, row)
-
-    def _put_relationship(self, connection: sqlite3.Connection, user_no: int, row: RelationshipRow) -> None:
-        show_relationship(connection, self._ledger, user_no, row)
-
-    @staticmethod
-    def _queued(
-        connection: sqlite3.Connection, user_id: str, entity_id: str | None = None, *, after_seq: int = 0
-    ) -> list[Operation]:
-        return queued_operations(connection, user_id, entity_id, after_seq=after_seq)
-
-    def _lay_over(self, connection: sqlite3.Connection, user_no: int, queued: Operation) -> int | None:
-        return lay_over(connection, self._ledger, user_no, queued)
+            show_relationship(connection, self._ledger, generation, relationship_row(row))
 
     async def absorb(self, head: Head, nodes: Sequence[FlatRow], relationships: Sequence[FlatRow]) -> int:
         """Take in newer rows and move the cursor to the head, in one step. Returns how many rows changed."""
@@ -250,9 +235,9 @@ class SqliteReplica:
         found = find_node(connection, user_no, row.node_id)
         if found is not None and found[1].rev >= row.rev:
             return None
-        row_id = self._put_node(connection, user_no, row)
-        for queued in self._queued(connection, head.user_id, row.node_id, after_seq=head.done_seq):
-            self._lay_over(connection, user_no, queued)
+        row_id = show_node(connection, self._ledger, user_no, row)
+        for queued in queued_operations(connection, head.user_id, row.node_id, after_seq=head.done_seq):
+            lay_over(connection, self._ledger, user_no, queued)
         return row_id
 
     def _absorb_relationship(
@@ -261,9 +246,9 @@ class SqliteReplica:
         found = find_relationship(connection, user_no, row.source_id, row.relationship_type, row.target_id)
         if found is not None and found[1].rev >= row.rev:
             return
-        self._put_relationship(connection, user_no, row)
-        for queued in self._queued(connection, head.user_id, row.relationship_id, after_seq=head.done_seq):
-            self._lay_over(connection, user_no, queued)
+        show_relationship(connection, self._ledger, user_no, row)
+        for queued in queued_operations(connection, head.user_id, row.relationship_id, after_seq=head.done_seq):
+            lay_over(connection, self._ledger, user_no, queued)
 
     async def evict(self, user_id: str) -> bool:
         """Drop a user's copy; False (and nothing done) while operations of it are queued."""
@@ -272,7 +257,7 @@ class SqliteReplica:
 
     def _evict(self, user_id: str, connection: sqlite3.Connection) -> Shown | None:
         user_no = self._ledger.known_user_no(connection, user_id)
-        if user_no is None or self._queued(connection, user_id):
+        if user_no is None or queued_operations(connection, user_id):
             return None
         # What is on its way may be older than what is dropped here.
         self._stop_loading(user_id)
@@ -301,7 +286,7 @@ class SqliteReplica:
         ledger, queue = self._ledger, self._ledger.queue(connection)
         user_no = ledger.known_user_no(connection, user_id)
         removed: dict[str, int] = {}
-        queued = self._queued(connection, user_id)
+        queued = queued_operations(connection, user_id)
         heard_of = heard_of_erasure(connection, user_id, queued)
         keep_rejections(connection, queued, ledger.now_us())
         queue.entries -= len(queued)
@@ -324,8 +309,8 @@ class SqliteReplica:
         ledger.show(connection, user_id, None)
         if erased_rev is not None:
             remember_erasures(connection, {user_id: erased_rev}, ledger.now_us())
-        seq = 0
-        if erased_rev is None:
+            seq = 0
+        else:
             seq = self._acceptance.store_erasure(user_id, connection, heard_of=heard_of).seq
         return removed, Shown(user_id=user_id, user_no=None, row_ids=(), rejected=tuple(queued), erasure_seq=seq)
 

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import TypeAlias
 
+from hybrid_memory.sqlite.syncing import log_path
+
 _Identity: TypeAlias = "tuple[int, int]"
 
 
@@ -13,8 +15,7 @@ class Whereabouts:
     """The file, its log and its lock as they were when they were opened. Each is held open, so no number is reused."""
 
     def __init__(self, path: Path, lock_path: Path, lock_fd: int) -> None:
-        log = path.with_name(f"{path.name}-wal")
-        self._known = {part: _identity(part) for part in (path, log)}
+        self._known = {part: _identity(part) for part in (path, log_path(path))}
         # By the descriptor: the lock may have been taken on a file that somebody had replaced by then.
         held = os.fstat(lock_fd)
         self._known[lock_path] = (held.st_dev, held.st_ino)
