@@ -9,7 +9,8 @@ from typing import Final
 from hybrid_memory.errors import StorageCorrupt, StorageFailed
 from hybrid_memory.sqlite.driver import Driver, configure_reader
 from hybrid_memory.sqlite.peek import is_unborn
-from hybrid_memory.sqlite.salvage import QUEUED, is_sound
+from hybrid_memory.sqlite.rows import is_sound
+from hybrid_memory.sqlite.salvage import QUEUED
 from hybrid_memory.sqlite.side_record import Noted
 from hybrid_memory.sqlite.syncing import log_path
 

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple, TypeAlias, cast
 import orjson
 
 from hybrid_memory.messages import Start
+from hybrid_memory.sqlite.rows import operation, queue_entry
 from hybrid_memory.sqlite.side_record import Noted
 
 Starts: TypeAlias = "tuple[Start, ...]"
@@ -95,12 +96,19 @@ def renumber(connection: sqlite3.Connection, user_id: str, *, covered: int, abov
     """
     here = _last_seq(connection, dict(connection.execute("select key, value from meta").fetchall()))
     shift = max(above, here) - covered
-    # The new numbers lie above all that there are, so no two meet on the way.
-    connection.execute(
-        "update outbox set seq = seq + ?1, base = case when base < -?2 then base - ?1 else base end"
-        " where user_id = ?3 and seq > ?2",
-        (shift, covered, user_id),
-    )
+    rows = connection.execute(
+        "select seq, op_id, user_id, kind, entity_id, base, delta, stamp, payload, accepted_at from outbox"
+        " where user_id = ? and seq > ?",
+        (user_id, covered),
+    ).fetchall()
+    for former in map(operation, rows):
+        base = former.base - shift if former.base < -covered else former.base
+        entry = queue_entry(former._replace(seq=former.seq + shift, base=base))
+        # The new numbers lie above all that there are, so no two meet on the way.
+        connection.execute(
+            "update outbox set seq = ?, base = ?, checksum = ? where seq = ?",
+            (former.seq + shift, base, entry[-1], former.seq),
+        )
     connection.execute(
         "update meta set value = cast((select max(?, coalesce(max(seq), 0)) from outbox) as text)"
         " where key = 'last_seq'",

@@ -13,11 +13,10 @@ from typing import Final, TypeAlias, cast
 
 import orjson
 
-from hybrid_memory.changes import Kind, Operation, node_hash, relationship_hash
+from hybrid_memory.changes import Operation
 from hybrid_memory.messages import Start
-from hybrid_memory.payloads import carried_node, carried_relationship
 from hybrid_memory.sqlite.driver import Driver, configure_reader
-from hybrid_memory.sqlite.rows import SqlRow, operation
+from hybrid_memory.sqlite.rows import SqlRow, is_sound, operation
 from hybrid_memory.sqlite.side_record import Noted
 
 Runs: TypeAlias = "list[tuple[int, int]]"
@@ -32,7 +31,7 @@ SCRATCH: Final = {
 }
 """The tables that exist nowhere else besides the queue: their columns, and the order in which their rows lie."""
 
-QUEUED: Final = f"select {OPERATION} from outbox"  # noqa: S608 - constants only
+QUEUED: Final = f"select {OPERATION}, checksum from outbox"  # noqa: S608 - constants only
 # Numbers whose rows cannot be read are looked for between those that can; so many questions take about a second.
 _MOST_PROBES: Final = 50_000
 # A page holds no more entries of the queue than this.
@@ -133,17 +132,33 @@ class _Reader:
         found.meta |= {
             key: value for key, value in self._from_both_ends("key, value", "meta", "key") if _means(key, value)
         }
-        letters = self._from_both_ends(f"{OPERATION}, died_at, sqlstate, reason", "dead_letters", "op_id")
-        found.dead_letters = [row for row in letters if is_sound(row[:10])]
+        letters = self._from_both_ends(f"{OPERATION}, checksum, died_at, sqlstate, reason", "dead_letters", "op_id")
+        found.dead_letters = [row for row in letters if is_sound(row[:11])]
         for table, (columns, order) in SCRATCH.items():
             found.scratch[table] = self._from_both_ends(columns, table, order)
         rows, holes = self._queue()
-        found.operations = [operation(row) for row in rows if is_sound(row)]
-        sound = {one.seq for one in found.operations}
-        holes = [*holes, *_beside([cast("int", row[0]) for row in rows], sound)]
-        known = [(row[0], row[0]) for row in letters] + self._decided()
+        found.operations = [operation(row[:10]) for row in rows if is_sound(row)]
+        sound = [one.seq for one in found.operations]
+        known = [(row[0], row[0]) for row in found.dead_letters] + self._decided()
+        spoilt = [(row[0], row[0]) for row in letters if isinstance(row[0], int) and not is_sound(row[:11])]
         found.last_seq = max([int(found.meta.get("last_seq", "0")), *sound, *(last for _, last in known)])
-        return without(sorted(holes), sorted(known))
+        gaps = self._gaps(sound, [cast("int", row[0]) for row in rows if not is_sound(row)])
+        # Of a dead letter it may be said that it was decided, but what it held is lost.
+        return [*without([*holes, *gaps], known), *spoilt]
+
+    def _gaps(self, sound: list[int], unsound: list[int]) -> Runs:
+        """The numbers in the queue's range that no sound entry has: what a page has lost reads as absent.
+
+        Where the range ends is told by the entries, by what was ever removed (all above that was still queued), and by
+        those that are damaged, whose own number may be as wrong as the rest of them.
+        """
+        last = max(self._found.last_seq, self._noted_seq)
+        told = [min(seq, last + _SAME_PAGE) for seq in unsound]
+        ends = [*sound, *told, *(max(1, seq - _SAME_PAGE) for seq in told)]
+        removed = int(self._found.meta.get("last_seq", last))
+        if removed < last:
+            ends += [removed + 1, last]
+        return without([(min(ends), max(ends))], [(seq, seq) for seq in sound]) if ends else []
 
     def _queue(self) -> tuple[list[SqlRow], Runs]:
         """The rows of the queue in order, and the numbers where none could be read."""
@@ -201,17 +216,6 @@ class _Reader:
         return rows, False
 
 
-def _beside(seqs: list[int], sound: set[int]) -> Runs:
-    """The numbers of entries that are damaged, and those missing next to them: what a page has lost reads as absent."""
-    found: Runs = []
-    for seq in (one for one in seqs if one not in sound):
-        near = range(max(1, seq - _SAME_PAGE), seq + _SAME_PAGE + 1)
-        first = max((one + 1 for one in near if one < seq and one in sound), default=near[0])
-        last = min((one - 1 for one in near if one > seq and one in sound), default=seq)
-        found.append((first, last))
-    return found
-
-
 def _straight(rows: list[SqlRow], first: int, last: int, step: int) -> list[SqlRow]:
     """The rows from the first on whose numbers go one way within bounds: in a damaged tree some come anywhere."""
     straight: list[SqlRow] = []
@@ -239,33 +243,6 @@ def _means(key: object, value: object) -> bool:
     except (ValueError, TypeError, AttributeError):
         return False
     return isinstance(key, str) and isinstance(value, str)
-
-
-def is_sound(row: SqlRow) -> bool:
-    """Whether an operation is as it was written: the row that it carries has the hash that it says."""
-    try:
-        one = operation(row)
-        members = cast("dict[str, object]", orjson.loads(one.payload))
-        if members.get("user_id", one.user_id) != one.user_id:
-            return False
-        says = one.entity_id, one.stamp, one.accepted_at
-        match one.kind:
-            case Kind.NODE:
-                carried = carried_node(one.payload).row
-                return (
-                    says == (carried.node_id, carried.stamp, carried.updated_at)
-                    and node_hash(carried) == carried.row_hash
-                )
-            case Kind.RELATIONSHIP:
-                edge = carried_relationship(one.payload).row
-                return (
-                    says == (edge.relationship_id, edge.stamp, edge.updated_at)
-                    and relationship_hash(edge) == edge.row_hash
-                )
-            case Kind.ERASE:
-                return one.entity_id == one.user_id
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return False
 
 
 def merged(runs: Runs) -> Runs:
