@@ -17,6 +17,7 @@ SqlRow: TypeAlias = "tuple[Any, ...]"
 NO_TAGS = "[]"
 NO_LABELS = (None,) * 7
 LABEL_SEPARATOR = "\x1f"
+_CHECKED = "\x1f".join(["%s"] * 10)
 
 
 class _Blank:
@@ -118,7 +119,7 @@ def is_sound(entry: SqlRow) -> bool:
 
 
 def _checksum(row: SqlRow) -> int:
-    return zlib.crc32("\x1f".join(map(str, row)).encode())
+    return zlib.crc32((_CHECKED % row).encode())
 
 
 def find_node(connection: sqlite3.Connection, user_no: int, node_id: str) -> tuple[int, NodeRow] | None:
