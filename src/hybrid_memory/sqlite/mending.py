@@ -19,8 +19,9 @@ from hybrid_memory.sqlite.disks import check_rights
 from hybrid_memory.sqlite.driver import Driver, choose_driver, configure_writer
 from hybrid_memory.sqlite.failures import refused
 from hybrid_memory.sqlite.hot_file import HotFile, make_ours
-from hybrid_memory.sqlite.inspection import NotOurs, check_readable
+from hybrid_memory.sqlite.inspection import NotOurs
 from hybrid_memory.sqlite.quarantine import Quarantine, Report, begin, unfinished
+from hybrid_memory.sqlite.readable import check_readable
 from hybrid_memory.sqlite.rows import put_node, put_relationship, queue_entry
 from hybrid_memory.sqlite.salvage import OPERATION, PAGE_BYTES, SCRATCH, Salvaged, read_damaged
 from hybrid_memory.sqlite.side_record import read_side_record

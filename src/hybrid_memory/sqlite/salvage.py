@@ -16,6 +16,7 @@ import orjson
 from hybrid_memory.changes import Operation
 from hybrid_memory.messages import Start
 from hybrid_memory.sqlite.driver import Driver, configure_reader
+from hybrid_memory.sqlite.readable import check_open
 from hybrid_memory.sqlite.rows import SqlRow, is_sound, operation
 from hybrid_memory.sqlite.side_record import Noted
 
@@ -31,9 +32,12 @@ SCRATCH: Final = {
 }
 """The tables that exist nowhere else besides the queue: their columns, and the order in which their rows lie."""
 
+_TABLES: Final = ("meta", "outbox", "dead_letters", "receipts", *SCRATCH)
 QUEUED: Final = f"select {OPERATION}, checksum from outbox"  # noqa: S608 - constants only
 # Numbers whose rows cannot be read are looked for between those that can; so many questions take about a second.
 _MOST_PROBES: Final = 50_000
+# A page that cannot be read so often in a row is damaged, or the disk fails for longer.
+_TRIES: Final = 3
 # A page holds no more entries of the queue than this.
 _SAME_PAGE: Final = 16
 PAGE_BYTES: Final = 4096
@@ -62,8 +66,10 @@ def read_damaged(damaged: Path, driver: Driver, noted: Noted | None, *, first_pa
     found = Salvaged(meta={"open_number": "0"})
     lost: Runs = []
     if damaged.exists():
-        with suppress(*driver.errors), _readable(damaged, driver, first_page) as connection:
+        with _readable(damaged, driver, first_page) as (connection, path):
             lost = _Reader(connection, driver, found, noted).read()
+            # It may have failed since it was read in one go, and what was not read is not lost.
+            check_open(path)
     if noted is not None and found.meta.setdefault("client_id", noted.client_id) == noted.client_id:
         found.meta["open_number"] = str(max(noted.open_number, int(found.meta["open_number"])))
         if noted.last_seq > found.last_seq:
@@ -74,15 +80,17 @@ def read_damaged(damaged: Path, driver: Driver, noted: Noted | None, *, first_pa
 
 
 @contextmanager
-def _readable(damaged: Path, driver: Driver, first_page: bytes) -> Generator[sqlite3.Connection]:
+def _readable(damaged: Path, driver: Driver, first_page: bytes) -> Generator[tuple[sqlite3.Connection, Path]]:
     connection = _connect(damaged, driver)
     copy = damaged.with_name("copy.db")
     try:
-        if not _has_schema(connection, driver):
+        if not _knows(connection, driver, "outbox"):
             connection.close()
             _copy(damaged, copy, first_page)
             connection = _connect(copy, driver)
-        yield connection
+            yield connection, copy
+        else:
+            yield connection, damaged
     finally:
         connection.close()
         for part in ("-shm", "-wal", ""):
@@ -90,6 +98,17 @@ def _readable(damaged: Path, driver: Driver, first_page: bytes) -> Generator[sql
 
 
 def _connect(path: Path, driver: Driver) -> sqlite3.Connection:
+    """A connection that knows all tables; if none does, of several, the last: that is what the file says."""
+    for _ in range(1, _TRIES):
+        connection = _connect_once(path, driver)
+        if all(_knows(connection, driver, table) for table in _TABLES):
+            return connection
+        # Told to read whatever there is, it would go on with the tables that it found before the disk failed.
+        connection.close()
+    return _connect_once(path, driver)
+
+
+def _connect_once(path: Path, driver: Driver) -> sqlite3.Connection:
     connection = driver.connect(path, read_only=True)
     with suppress(*driver.errors):
         # Has SQLite read a file that is shorter than its header says.
@@ -98,11 +117,12 @@ def _connect(path: Path, driver: Driver) -> sqlite3.Connection:
     return connection
 
 
-def _has_schema(connection: sqlite3.Connection, driver: Driver) -> bool:
+def _knows(connection: sqlite3.Connection, driver: Driver, table: str) -> bool:
     try:
-        return connection.execute("select 1 from sqlite_master where name = 'outbox'").fetchone() is not None
+        connection.execute(f"select 1 from {table} limit 0")  # noqa: S608 - constants only
     except driver.errors:
         return False
+    return True
 
 
 def _copy(damaged: Path, copy: Path, first_page: bytes) -> None:
@@ -206,7 +226,19 @@ class _Reader:
         return rows
 
     def _ask(self, statement: str, *values: int) -> tuple[list[SqlRow], bool]:
-        """The rows up to the first that cannot be read, and whether there was one."""
+        """The rows up to the first that cannot be read, and whether there was one.
+
+        A disk that fails for a moment gives at the next try what it did not give before.
+        """
+        rows, failed = self._ask_once(statement, *values)
+        for _ in range(1, _TRIES):
+            if not failed:
+                break
+            others, failed = self._ask_once(statement, *values)
+            rows = max(rows, others, key=len)
+        return rows, failed
+
+    def _ask_once(self, statement: str, *values: int) -> tuple[list[SqlRow], bool]:
         rows: list[SqlRow] = []
         try:
             for row in self._connection.execute(statement, values):
