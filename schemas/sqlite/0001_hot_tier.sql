@@ -116,7 +116,9 @@ create table outbox (
     delta integer not null,
     stamp integer not null,
     payload text not null,
-    accepted_at integer not null
+    accepted_at integer not null,
+    -- CRC-32 of all the above: SQLite gives back what a damaged page holds, and says nothing.
+    checksum integer not null
 ) strict;
 create index outbox_by_entity on outbox (user_id, entity_id);
 -- Whatever removes an entry, its number is remembered; what only adds entries need not write it down.
@@ -135,6 +137,7 @@ create table dead_letters (
     stamp integer not null,
     payload text not null,
     accepted_at integer not null,
+    checksum integer not null,
     died_at integer not null,
     sqlstate text not null,
     reason text not null

@@ -40,6 +40,11 @@ class Mark(NamedTuple):
     last_seq: int
     open_number: int
     open_token: str
+    descent: tuple[tuple[str, int], ...] = ()
+    """Openings, as token and first queue number, from the one that sent it back to the first that is ours as well.
+
+    Empty where it is ours itself, or nothing is known of it.
+    """
 
 
 UNMARKED: Final = Mark(0, 0, "")
@@ -50,7 +55,7 @@ UNMARKED: Final = Mark(0, 0, "")
 class Opening:
     """One opening of a hot-tier file: the file's client id, a number that grows, and a token that no copy shares.
 
-    `starts` are this and earlier openings, as far as some of their queue numbers are still queued.
+    `starts` are this and earlier openings, as far as some of their queue numbers are still queued, and one before them.
     """
 
     client_id: str
@@ -62,15 +67,28 @@ class Opening:
         """The last of our queue numbers that a mark in Postgres speaks of.
 
         A mark knows nothing of what a later opening accepted: where that has such a number too, the file had lost what
-        the mark was set for, and the number was given out again. Nor does it know what was accepted beside the opening
-        that set it, by one of the same number in a copy of the file.
+        the mark was set for, and the number was given out again. Nor does it know what was accepted in one copy of the
+        file after the other, in which it was set, had gone its own way.
         """
-        apart = (
+        apart = [
             one.first - 1
             for one in self.starts
             if one.number > mark.open_number or (one.number == mark.open_number and one.token != mark.open_token)
-        )
+        ]
+        if mark.descent:
+            apart += self._parted(mark)
         return min([mark.last_seq, *apart])
+
+    def _parted(self, mark: Mark) -> list[int]:
+        """The last number before a mark's opening and this one parted, by the one and by the other."""
+        places = {one.token: place for place, one in enumerate(self.starts)}
+        met, _ = mark.descent[-1]
+        if met not in places:
+            # They parted before all that is known here.
+            is_later = bool(self.starts) and self.starts[0].number > mark.open_number
+            return [] if is_later else [one.first - 1 for one in self.starts[:1]]
+        ours = [one.first - 1 for one in self.starts[places[met] + 1 :][:1]]
+        return ours + [first - 1 for _, first in mark.descent[-2:-1]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,10 +29,10 @@ def run(*, seconds: float, seed: int) -> list[Tally]:
 
 async def _run(seconds: float, chance: random.Random) -> list[Tally]:
     tallies = {kind: Tally(fault=f"local file: {kind}") for kind in DAMAGES}
-    give_up = time.monotonic() + seconds
     with tempfile.TemporaryDirectory(prefix="hm-damage-") as name:
         folder = Path(name)
         acked = await _images(folder, chance)
+        give_up = time.monotonic() + seconds
         while time.monotonic() < give_up:
             kind = chance.choice(DAMAGES)
             source = chance.choice(("in_file", "in_log"))

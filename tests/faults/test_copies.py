@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import asyncpg
+import pytest
 
 from hybrid_memory import Condition, HybridMemoryManager
 from hybrid_memory.events import PersistFailed
@@ -97,6 +98,74 @@ async def test_what_a_copy_queued_apart_is_not_taken_for_what_the_other_has_sent
         await drained(second)
         assert not await second.dead_letters.list()
     assert await texts(admin) == [*BEFORE, "of the first", "of the copy"]
+
+
+async def opened_and_closed(data_dir: Path, times: int) -> None:
+    for _ in range(times):
+        async with HybridMemoryManager.open(postgres="off", data_dir=data_dir):
+            pass
+
+
+@pytest.mark.parametrize("times", [1, 2, 4])
+async def test_what_a_copy_queued_apart_is_sent_though_the_original_was_opened_more_often_when_it_sent(
+    tmp_path: Path, postgres: Database, admin: asyncpg.Connection, times: int
+) -> None:
+    one, two = await twins(tmp_path, postgres)
+    async with HybridMemoryManager.open(postgres="off", data_dir=two) as second:
+        await second.store_persistent_memory("ada", {"text": "of the copy"}, FACT)
+    await opened_and_closed(one, times)
+    async with opened(postgres, one) as first:
+        # The same number of the same client's queue, in an opening whose number the copy will have passed.
+        await first.store_persistent_memory("ada", {"text": "of the first"}, FACT)
+        await drained(first)
+    await opened_and_closed(two, times + 1)
+    async with opened(postgres, two) as second:
+        await drained(second)
+        assert not await second.dead_letters.list()
+    assert await texts(admin) == [*BEFORE, "of the first", "of the copy"]
+
+
+async def test_a_copy_that_sent_before_the_original_takes_nothing_from_it_either(
+    tmp_path: Path, postgres: Database, admin: asyncpg.Connection
+) -> None:
+    one, two = await twins(tmp_path, postgres)
+    for text in ("of the first", "of the first again"):
+        async with HybridMemoryManager.open(postgres="off", data_dir=one) as first:
+            await first.store_persistent_memory("ada", {"text": text}, FACT)
+    for text in ("of the copy", "of the copy again", "of the copy at last"):
+        # Each in an opening of its own, which has carried all that was queued.
+        async with opened(postgres, two) as second:
+            await second.store_persistent_memory("ada", {"text": text}, FACT)
+            await drained(second)
+    await opened_and_closed(one, 4)
+    async with opened(postgres, one) as first:
+        await drained(first)
+    apart = ["of the copy", "of the copy again", "of the copy at last", "of the first", "of the first again"]
+    assert await texts(admin) == [*BEFORE, *apart]
+
+
+async def test_a_deletion_that_the_original_has_sent_is_not_repeated_by_a_copy_of_its_queue(
+    tmp_path: Path, postgres: Database, admin: asyncpg.Connection
+) -> None:
+    one = tmp_path / "one"
+    async with opened(postgres, one) as first:
+        ticket = await first.user("ada").store_entity("jira", "A-1", "ticket", {"n": 1})
+    async with HybridMemoryManager.open(postgres="off", data_dir=one) as first:
+        await first.user("ada").delete(ticket.node_id)
+    two = tmp_path / "two"
+    shutil.copytree(one, two)
+    async with HybridMemoryManager.open(postgres="off", data_dir=two) as second:
+        await second.store_persistent_memory("ada", {"text": "of the copy"}, FACT)
+    await opened_and_closed(one, 2)
+    async with opened(postgres, one) as first:
+        await first.user("ada").store_entity("jira", "A-1", "ticket", {"n": 2})
+        await drained(first)
+    await opened_and_closed(two, 3)
+    async with opened(postgres, two) as second:
+        await drained(second)
+    rows = await admin.fetch("select entity_id, content::text from memory.nodes where deleted_at is null order by rev")
+    assert [row["entity_id"] for row in rows] == ["A-1", None]
+    assert '"n":2' in rows[0]["content"]
 
 
 async def test_whoever_opens_a_copied_file_alone_just_goes_on(

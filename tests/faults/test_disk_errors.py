@@ -106,6 +106,53 @@ async def test_what_cannot_be_read_is_said_to_have_failed_and_is_read_when_the_d
     await player.end()
 
 
+@pytest.mark.parametrize("times", [1, None], ids=["once", "for ever"])
+async def test_a_write_that_finds_a_page_unreadable_says_that_the_disk_failed_and_not_that_the_file_is_damaged(
+    disk: FaultDisk, player: Puppet, times: int | None
+) -> None:
+    await player.begin(disk.root / f"unread{times}")
+    await player.do(("open",), ("store", *"abc"), ("close",), ("open",))
+    disk.arm(DiskFault(calls=frozenset({Call.READ}), times=times))
+    told = await player.do(("store", "d"), ("store", "e"), ("why",))
+    assert disk.struck > 0
+    disk.disarm()
+    assert {end for deed, end in told if deed.startswith("store")} == {"storage_failed"}, told
+    assert not any("damaged" in end for deed, end in told if deed == "cause"), told
+    again = await player.do(("close",), ("open",), ("list",), ("store", "z"), ("close",))
+    assert {end for deed, end in again if deed != "there"} == {"ok"}
+    assert {key for deed, key in again if deed == "there"} >= set("abc")
+    await player.end()
+
+
+async def test_a_read_that_fails_once_is_read_again_and_writing_goes_on(disk: FaultDisk, player: Puppet) -> None:
+    await player.begin(disk.root / "rereading")
+    await player.do(("open",), ("store", *"abc"), ("close",), ("open",))
+    for deed in ("list", "find"):
+        disk.arm(DiskFault(calls=frozenset({Call.READ})))
+        told = await player.do((deed,))
+        assert (deed, "ok") in told
+    disk.disarm()
+    told = await player.do(("list",), ("store", "d"), ("health",))
+    assert {key for deed, key in told if deed == "there"} == set("abc")
+    assert ("store d", "ok") in told
+    assert ("condition", "failed") not in told
+    await player.end()
+
+
+async def test_reads_that_fail_do_not_stop_the_writing_once_the_disk_is_well(disk: FaultDisk, player: Puppet) -> None:
+    await player.begin(disk.root / "well")
+    await player.do(("open",), ("store", *"abc"), ("close",), ("open",))
+    disk.arm(DiskFault(calls=frozenset({Call.READ}), times=None))
+    told = await player.do(("list",), ("find",))
+    assert disk.struck > 0
+    assert {end for deed, end in told if deed != "there"} == {"storage_failed"}, told
+    disk.disarm()
+    told = await player.do(("list",), ("store", "d"), ("health",))
+    assert {key for deed, key in told if deed == "there"} == set("abc")
+    assert ("store d", "ok") in told
+    await player.end()
+
+
 async def test_on_a_full_disk_stores_are_refused_reads_go_on_and_room_that_returns_is_used(
     disk: FaultDisk, player: Puppet
 ) -> None:

@@ -144,3 +144,54 @@ async def test_a_dead_owners_file_that_could_not_be_read_is_adopted_when_it_can(
     await player.do(("close",))
     await player.end()
     assert not (folder / "quarantine").exists()
+
+
+@pytest.mark.parametrize("times", [1, 4], ids=["once", "four times"])
+async def test_a_read_that_fails_for_a_moment_costs_a_damaged_file_nothing_of_its_queue(
+    disk: FaultDisk, player: Puppet, times: int
+) -> None:
+    folder = await left(player, disk.root / f"moment{times}", closed=True)
+    ruin_first_page(folder)
+    await player.begin(folder)
+    # The copy that is read where the first page is ruined.
+    disk.arm(DiskFault(calls=READS, suffix="copy.db", nth=NEVER))
+    assert ("open", "ok") in await player.do(("open",))
+    reads = disk.matched
+    disk.disarm()
+    await player.end()
+    for nth in sorted(random.Random(f"moment{times}").sample(range(1, reads + 1), SAMPLE // 2)):
+        folder = await left(player, disk.root / f"moment{times}-{nth}", closed=True)
+        ruin_first_page(folder)
+        await player.begin(folder)
+        disk.arm(DiskFault(calls=READS, suffix="copy.db", nth=nth, times=times))
+        ((_, end),) = await player.do(("open",))
+        disk.disarm()
+        assert end in {"ok", "storage_failed"}, nth
+        again = await player.do(("close",), ("open",), ("list",), ("close",))
+        assert {told for deed, told in again if deed != "there"} == {"ok"}, nth
+        assert there(again) == STORED, nth
+        await player.end()
+
+
+async def test_a_disk_that_fails_while_a_damaged_file_is_read_costs_nothing_of_its_queue(
+    disk: FaultDisk, player: Puppet
+) -> None:
+    folder = await left(player, disk.root / "midway", closed=True)
+    ruin_first_page(folder)
+    await player.begin(folder)
+    disk.arm(DiskFault(calls=READS, suffix="copy.db", nth=NEVER))
+    assert ("open", "ok") in await player.do(("open",))
+    reads = disk.matched
+    disk.disarm()
+    await player.end()
+    for nth in (1, reads // 2, reads):
+        folder = await left(player, disk.root / f"midway-{nth}", closed=True)
+        ruin_first_page(folder)
+        await player.begin(folder)
+        disk.arm(DiskFault(calls=READS, suffix="copy.db", nth=nth, times=None))
+        assert await player.do(("open",)) == [("open", "storage_failed")], nth
+        disk.disarm()
+        again = await player.do(("open",), ("list",), ("close",))
+        assert {told for deed, told in again if deed != "there"} == {"ok"}, nth
+        assert there(again) == STORED, nth
+        await player.end()

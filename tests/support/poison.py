@@ -8,6 +8,8 @@ import orjson
 
 from hybrid_memory import HybridMemoryManager
 from hybrid_memory.changes import Operation
+from hybrid_memory.sqlite.rows import operation, queue_entry
+from hybrid_memory.sqlite.salvage import OPERATION
 from tests.support.beneath import tiers
 
 
@@ -15,9 +17,13 @@ async def poison(manager: HybridMemoryManager, op_id: str, **members: object) ->
     """Change members of a queued operation's payload beneath the validator."""
 
     def work(connection: sqlite3.Connection) -> None:
-        (payload,) = connection.execute("select payload from outbox where op_id = ?", (op_id,)).fetchone()
-        changed = orjson.dumps({**orjson.loads(payload), **members}).decode()
-        connection.execute("update outbox set payload = ? where op_id = ?", (changed, op_id))
+        row = connection.execute(f"select {OPERATION} from outbox where op_id = ?", (op_id,)).fetchone()
+        entry = operation(row)
+        changed = entry._replace(payload=orjson.dumps({**orjson.loads(entry.payload), **members}).decode())
+        connection.execute(
+            "update outbox set payload = ?, checksum = ? where op_id = ?",
+            (changed.payload, queue_entry(changed)[-1], op_id),
+        )
 
     await tiers(manager).file.database.write(work)
 

@@ -17,6 +17,7 @@ from hybrid_memory.graph import Digest
 from hybrid_memory.messages import UNMARKED, Head, Mark, Opening
 from hybrid_memory.ports import Snapshot
 from hybrid_memory.postgres.database import Connection, Link, Meet, PostgresSettings, Purpose
+from hybrid_memory.postgres.openings import mark_met
 from hybrid_memory.postgres.reach import Reach
 from hybrid_memory.postgres.snapshot import PostgresSnapshot
 
@@ -97,7 +98,8 @@ class PostgresChangeFeed:
     async def _snapshot(self, user_id: str, after_rev: int | None) -> AsyncGenerator[Snapshot, None]:
         async with self._loader() as link, link.held() as connection:
             record = await link.step(self._begin(connection, user_id))
-            mark = await link.step(self._mark(connection, user_id, self._opening.client_id))
+            found = await link.step(self._mark(connection, user_id, self._opening.client_id))
+            mark = await link.step(mark_met(connection, self._opening, *found[:3])) if found.last_seq else UNMARKED
             snapshot = PostgresSnapshot(
                 connection,
                 self._settings,

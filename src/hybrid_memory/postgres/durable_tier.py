@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Final, LiteralString, TypeAlias, TypeVar, cast
 
 import asyncpg
@@ -13,12 +14,10 @@ from hybrid_memory.changes import Kind, NodeRow, Operation
 from hybrid_memory.errors import Contended, Fenced, NumbersReused
 from hybrid_memory.graph import Verdict
 from hybrid_memory.messages import (
-    UNMARKED,
     Applied,
     AppliedUser,
     BatchApplied,
     Disputed,
-    Mark,
     Opening,
 )
 from hybrid_memory.payloads import carried_relationship, erasure_told
@@ -27,6 +26,7 @@ from hybrid_memory.postgres.batches import UserChanges
 from hybrid_memory.postgres.database import Connection, Link, Meet, PostgresSettings, Purpose, transaction
 from hybrid_memory.postgres.deciding import Decided, Lost, Standing, decide, told_again, verdict_of_loser
 from hybrid_memory.postgres.lock_waits import LockWaits
+from hybrid_memory.postgres.openings import mark_met, note_openings
 from hybrid_memory.postgres.roles import Capabilities, check_server
 from hybrid_memory.postgres.rows import node_row, relationship_row
 
@@ -65,8 +65,8 @@ class PostgresDurableTier:
         Raises `RoleRefused`, `SchemaMismatch`, `Misconfigured`, `ReadOnly`, `Unreachable`; and `Fenced` is left to
         the first batch, as marks are per user.
         """
-        del opening
         self._capabilities = await self._link.run(check_server)
+        await self._link.run(partial(note_openings, opening=opening))
 
     _APPLY_ONE: Final[LiteralString] = """
         select memory.apply_one($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
@@ -127,7 +127,7 @@ class PostgresDurableTier:
     ) -> BatchApplied:
         user_id = operations[0].user_id
         opened = await self._open_user(connection, opening, user_id)
-        done = _done(opening, opened, operations)
+        done = await _done(connection, opening, opened, operations)
         standings = await self._standings(connection, user_id, operations)
         fresh = [operation for operation in operations if operation.seq > done]
         erased = {one.seq for one in operations if _before_erasure(one, opened, erased_rev)}
@@ -306,7 +306,7 @@ class PostgresDurableTier:
                 limit = self._settings.erase_deadline // timedelta(milliseconds=1)
                 await connection.execute(self._LIMIT, str(limit))
                 opened = await self._open_user(connection, opening, operation.user_id)
-                if _done(opening, opened, [operation]) >= operation.seq:
+                if await _done(connection, opening, opened, [operation]) >= operation.seq:
                     return cast("int", opened["erased_rev"])
                 arguments = (opening.client_id, opening.number, opening.token, operation.seq, operation.user_id)
                 erased_rev = cast("int", _only(await connection.fetch(self._ERASE, *arguments))["erased_rev"])
@@ -339,11 +339,11 @@ def _concerned(detail: str | None) -> frozenset[str]:
     return frozenset(cast("list[str]", orjson.loads(detail))) if detail else frozenset()
 
 
-def _done(opening: Opening, opened: asyncpg.Record, operations: Sequence[Operation]) -> int:
+async def _done(
+    connection: Connection, opening: Opening, opened: asyncpg.Record, operations: Sequence[Operation]
+) -> int:
     """The last of one user's operations that the user's mark covers. Raises `NumbersReused`."""
-    mark = UNMARKED
-    if opened["last_seq"] is not None:
-        mark = Mark(opened["last_seq"], opened["open_number"], opened["open_token"])
+    mark = await mark_met(connection, opening, opened["last_seq"], opened["open_number"], opened["open_token"])
     covered = opening.covered(mark)
     if any(covered < operation.seq <= mark.last_seq for operation in operations):
         raise NumbersReused(user_id=operations[0].user_id, last_seq=mark.last_seq, covered=covered)

@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 from hybrid_memory.errors import Closed, DataDirBusy, HybridMemoryError, StorageCorrupt
 from hybrid_memory.sqlite.driver import Driver, configure_reader, configure_writer
 from hybrid_memory.sqlite.point_reader import PointReader
+from hybrid_memory.sqlite.readable import read_again
 from hybrid_memory.sqlite.syncing import rewrite_log, sync_directory, sync_log
 from hybrid_memory.sqlite.writer import Hire, Hooks, Writer
 
@@ -65,7 +66,7 @@ class Database:
                 self._scanners.put(self._open_scanner())
         except self._driver.errors as error:
             raise self._driver.translate(error) from None
-        self.point = PointReader(point, self._driver, self.failed)
+        self.point = PointReader(point, self._driver, self._again)
 
     def _open_scanner(self) -> sqlite3.Connection:
         # Each is used by one reader thread at a time, whichever took it.
@@ -89,12 +90,13 @@ class Database:
         """Why the writer stopped, None while it works."""
         return self._writer.failure
 
-    def failed(self, error: BaseException) -> HybridMemoryError:
-        """Our error for one of SQLite's that a read met, on the event loop; damage ends the writing at once."""
-        failure = self._driver.translate(error)
-        if isinstance(failure, StorageCorrupt):
+    def _again(self, error: BaseException, read: Callable[[], T], /) -> T:
+        """A read that failed, tried again on the event loop; damage ends the writing at once."""
+        try:
+            return read_again(error, read, self._path, self._driver)
+        except StorageCorrupt as failure:
             self._writer.give_up(failure)
-        return failure
+            raise
 
     def check_thread(self) -> None:
         """Refuse what waits to be written, if the thread that should do it has died."""
@@ -156,10 +158,11 @@ class Database:
         try:
             return work(scanner)
         except self._driver.errors as error:
-            failure = self._driver.translate(error)
-            if isinstance(failure, StorageCorrupt):
+            try:
+                return read_again(error, partial(work, scanner), self._path, self._driver)
+            except StorageCorrupt as failure:
                 self._loop.call_soon_threadsafe(self._writer.give_up, failure)
-            raise failure from None
+                raise
         finally:
             self._scanners.put(scanner)
 
@@ -174,7 +177,7 @@ class Database:
                 if await self._writer.run(partial(_cut_log, self._path)):
                     return
             except self._driver.errors as error:
-                raise self.failed(error) from None
+                raise self._driver.translate(error) from None
         raise DataDirBusy("a reader keeps the log from being cut", fix="try again")
 
     async def close(self) -> None:

@@ -6,16 +6,15 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
-from hybrid_memory.errors import StorageCorrupt, StorageFailed
+from hybrid_memory.errors import StorageCorrupt
 from hybrid_memory.sqlite.driver import Driver, configure_reader
 from hybrid_memory.sqlite.peek import is_unborn
-from hybrid_memory.sqlite.salvage import QUEUED, is_sound
+from hybrid_memory.sqlite.rows import is_sound
+from hybrid_memory.sqlite.salvage import QUEUED
 from hybrid_memory.sqlite.side_record import Noted
-from hybrid_memory.sqlite.syncing import log_path
 
 # "HMem" in ASCII: a file that says otherwise is not ours.
 APPLICATION_ID: Final = 0x484D656D
-_PIECE: Final = 2**20
 
 
 class NotOurs(StorageCorrupt):
@@ -76,25 +75,6 @@ def _check_whole(connection: sqlite3.Connection) -> None:
     # would be sent.
     if verdict != "ok" or not all(map(is_sound, connection.execute(QUEUED))):
         raise StorageCorrupt("the hot-tier file is damaged", fix="`hybrid-memory doctor` says what can be saved")
-
-
-def check_readable(path: Path) -> None:
-    """Raise `StorageFailed` if the disk does not give every byte of a file that nobody has open, and of its log.
-
-    SQLite takes a page that the disk failed to read for a damaged one, and says no more than that.
-    """
-    for part in (path, log_path(path)):
-        try:
-            with part.open("rb", buffering=0) as file:
-                while file.read(_PIECE):
-                    pass
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise StorageFailed(
-                f"the disk cannot be read: {error.strerror}",
-                fix="check the disk; the local file was left as it is, for when it can be read again",
-            ) from None
 
 
 def has_our_name(path: Path) -> bool:

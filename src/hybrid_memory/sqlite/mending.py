@@ -20,10 +20,11 @@ from hybrid_memory.sqlite.disks import check_rights
 from hybrid_memory.sqlite.driver import Driver, choose_driver, configure_writer
 from hybrid_memory.sqlite.failures import refused
 from hybrid_memory.sqlite.hot_file import HotFile, make_ours
-from hybrid_memory.sqlite.inspection import NotOurs, check_readable
+from hybrid_memory.sqlite.inspection import NotOurs
 from hybrid_memory.sqlite.quarantine import Quarantine, Report, begin, unfinished
-from hybrid_memory.sqlite.rows import put_node, put_relationship
-from hybrid_memory.sqlite.salvage import OPERATION, PAGE_BYTES, Salvaged, read_damaged
+from hybrid_memory.sqlite.readable import check_readable
+from hybrid_memory.sqlite.rows import put_node, put_relationship, queue_entry
+from hybrid_memory.sqlite.salvage import PAGE_BYTES, Salvaged, read_damaged
 from hybrid_memory.sqlite.side_record import read_side_record
 from hybrid_memory.sqlite.slots import Slot
 
@@ -141,12 +142,16 @@ def _fill(connection: sqlite3.Connection, salvaged: Salvaged, now_us: int) -> No
     meta = salvaged.meta | {"last_seq": str(salvaged.last_seq), "clean": "1"}
     connection.executemany("insert into meta (key, value) values (?, ?)", list(meta.items()))
     connection.executemany(
-        f"insert or ignore into outbox ({OPERATION}) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - constants only
-        [(*one[:3], one.kind.value, *one[4:]) for one in salvaged.operations],
+        "insert or ignore into outbox"
+        " (seq, op_id, user_id, kind, entity_id, base, delta, stamp, payload, accepted_at, checksum)"
+        " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        list(map(queue_entry, salvaged.operations)),
     )
     connection.executemany(
-        f"insert or ignore into dead_letters ({OPERATION}, died_at, sqlstate, reason)"  # noqa: S608 - constants only
-        " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "insert or ignore into dead_letters"
+        " (seq, op_id, user_id, kind, entity_id, base, delta, stamp, payload, accepted_at, checksum,"
+        " died_at, sqlstate, reason)"
+        " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         salvaged.dead_letters,
     )
     for table, rows in salvaged.scratch.items():

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple, TypeAlias, cast
 import orjson
 
 from hybrid_memory.messages import Start
+from hybrid_memory.sqlite.rows import operation, queue_entry
 from hybrid_memory.sqlite.side_record import Noted
 
 Starts: TypeAlias = "tuple[Start, ...]"
@@ -21,7 +22,7 @@ _MOST_STARTS: Final = 1_000
 class Standing:
     """Where an opening takes the file over. `missing` are the numbers, first and last, that it should have and has not.
 
-    `starts` are openings, as far as some of their numbers are still queued.
+    `starts` are openings, as far as some of their numbers are still queued, and one before them.
     """
 
     open_number: int
@@ -43,7 +44,7 @@ def take_over(connection: sqlite3.Connection, meta: dict[str, str], noted: Noted
             missing = (here + 1, noted.last_seq)
             here = noted.last_seq
     number += 1
-    starts = (*_still_needed(connection, _starts(meta)), Start(number, here + 1, token))[-_MOST_STARTS:]
+    starts = (*_still_needed(connection, _starts(meta), here), Start(number, here + 1, token))[-_MOST_STARTS:]
     connection.executemany(
         "insert into meta (key, value) values (?, ?) on conflict (key) do update set value = excluded.value",
         [("last_seq", str(here)), ("starts", orjson.dumps([tuple(start) for start in starts]).decode())],
@@ -61,18 +62,17 @@ def _starts(meta: dict[str, str]) -> Starts:
     return tuple(Start(*start) for start in told)
 
 
-def _still_needed(connection: sqlite3.Connection, starts: Starts) -> Starts:
-    (oldest,) = connection.execute("select min(seq) from outbox").fetchone()
-    if oldest is None:
-        return ()
-    kept: list[Start] = []
-    for start in starts:
-        # Of those with the same first number all but the last gave none out, and of those before the oldest entry all
-        # but the last gave out nothing that is still there.
-        if kept and (kept[-1].first == start.first or start.first <= oldest):
-            kept.pop()
-        kept.append(start)
-    return tuple(kept)
+def _still_needed(connection: sqlite3.Connection, starts: Starts, here: int) -> Starts:
+    """The openings that gave out what is still queued, and the one before them: it tells from where they came.
+
+    Those that gave out nothing are left out. `here` is the last number given out.
+    """
+    (queued,) = connection.execute("select min(seq) from outbox").fetchone()
+    oldest = here + 1 if queued is None else cast("int", queued)
+    ends = [*(start.first for start in starts[1:]), here + 1]
+    gave = [start for start, end in zip(starts, ends, strict=False) if start.first < end]
+    begun = sum(start.first <= oldest for start in gave)
+    return tuple(gave[max(0, begun - 2) :])
 
 
 class Moved(NamedTuple):
@@ -95,12 +95,19 @@ def renumber(connection: sqlite3.Connection, user_id: str, *, covered: int, abov
     """
     here = _last_seq(connection, dict(connection.execute("select key, value from meta").fetchall()))
     shift = max(above, here) - covered
-    # The new numbers lie above all that there are, so no two meet on the way.
-    connection.execute(
-        "update outbox set seq = seq + ?1, base = case when base < -?2 then base - ?1 else base end"
-        " where user_id = ?3 and seq > ?2",
-        (shift, covered, user_id),
-    )
+    rows = connection.execute(
+        "select seq, op_id, user_id, kind, entity_id, base, delta, stamp, payload, accepted_at from outbox"
+        " where user_id = ? and seq > ?",
+        (user_id, covered),
+    ).fetchall()
+    for former in map(operation, rows):
+        base = former.base - shift if former.base < -covered else former.base
+        entry = queue_entry(former._replace(seq=former.seq + shift, base=base))
+        # The new numbers lie above all that there are, so no two meet on the way.
+        connection.execute(
+            "update outbox set seq = ?, base = ?, checksum = ? where seq = ?",
+            (former.seq + shift, base, entry[-1], former.seq),
+        )
     connection.execute(
         "update meta set value = cast((select max(?, coalesce(max(seq), 0)) from outbox) as text)"
         " where key = 'last_seq'",

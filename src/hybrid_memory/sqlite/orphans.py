@@ -14,8 +14,8 @@ from hybrid_memory.messages import LeftBehind
 from hybrid_memory.sqlite.binding import UNBOUND, Binding, read_binding
 from hybrid_memory.sqlite.failures import refused
 from hybrid_memory.sqlite.hot_file import HotFile
-from hybrid_memory.sqlite.inspection import check_readable
 from hybrid_memory.sqlite.peek import has_tables, is_unborn, peeked
+from hybrid_memory.sqlite.readable import check_readable
 from hybrid_memory.sqlite.slots import Slot, existing_slots, slot_path, try_slot
 from hybrid_memory.sqlite.syncing import log_path
 

@@ -277,8 +277,8 @@ class SqliteOutbox:
             why = reason if one is dead else f"it depends on {dead.op_id}: {reason}"
             connection.execute(
                 "insert or replace into dead_letters (op_id, seq, user_id, kind, entity_id, base, delta, stamp,"
-                " payload, accepted_at, died_at, sqlstate, reason) select op_id, seq, user_id, kind, entity_id, base,"
-                " delta, stamp, payload, accepted_at, ?, ?, ? from outbox where seq = ?",
+                " payload, accepted_at, checksum, died_at, sqlstate, reason) select op_id, seq, user_id, kind,"
+                " entity_id, base, delta, stamp, payload, accepted_at, checksum, ?, ?, ? from outbox where seq = ?",
                 (now_us, sqlstate, why, one.seq),
             )
             keep_verdicts(connection, [one.seq], [(one.seq, None, Verdict.DEAD)], now_us)

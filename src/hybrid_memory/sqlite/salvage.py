@@ -13,11 +13,11 @@ from typing import Final, TypeAlias, cast
 
 import orjson
 
-from hybrid_memory.changes import Kind, Operation, node_hash, relationship_hash
+from hybrid_memory.changes import Operation
 from hybrid_memory.messages import Start
-from hybrid_memory.payloads import carried_node, carried_relationship
 from hybrid_memory.sqlite.driver import Driver, configure_reader
-from hybrid_memory.sqlite.rows import SqlRow, operation
+from hybrid_memory.sqlite.readable import check_open
+from hybrid_memory.sqlite.rows import SqlRow, is_sound, operation
 from hybrid_memory.sqlite.side_record import Noted
 
 Runs: TypeAlias = "list[tuple[int, int]]"
@@ -32,9 +32,12 @@ SCRATCH: Final = {
 }
 """The tables that exist nowhere else besides the queue: their columns, and the order in which their rows lie."""
 
-QUEUED: Final = f"select {OPERATION} from outbox"  # noqa: S608 - constants only
+_TABLES: Final = ("meta", "outbox", "dead_letters", "receipts", *SCRATCH)
+QUEUED: Final = f"select {OPERATION}, checksum from outbox"  # noqa: S608 - constants only
 # Numbers whose rows cannot be read are looked for between those that can; so many questions take about a second.
 _MOST_PROBES: Final = 50_000
+# A page that cannot be read so often in a row is damaged, or the disk fails for longer.
+_TRIES: Final = 3
 # A page holds no more entries of the queue than this.
 _SAME_PAGE: Final = 16
 PAGE_BYTES: Final = 4096
@@ -63,8 +66,10 @@ def read_damaged(damaged: Path, driver: Driver, noted: Noted | None, *, first_pa
     found = Salvaged(meta={"open_number": "0"})
     lost: Runs = []
     if damaged.exists():
-        with suppress(*driver.errors), _readable(damaged, driver, first_page) as connection:
+        with _readable(damaged, driver, first_page) as (connection, path):
             lost = _Reader(connection, driver, found, noted).read()
+            # It may have failed since it was read in one go, and what was not read is not lost.
+            check_open(path)
     if noted is not None and found.meta.setdefault("client_id", noted.client_id) == noted.client_id:
         found.meta["open_number"] = str(max(noted.open_number, int(found.meta["open_number"])))
         if noted.last_seq > found.last_seq:
@@ -75,15 +80,17 @@ def read_damaged(damaged: Path, driver: Driver, noted: Noted | None, *, first_pa
 
 
 @contextmanager
-def _readable(damaged: Path, driver: Driver, first_page: bytes) -> Generator[sqlite3.Connection]:
+def _readable(damaged: Path, driver: Driver, first_page: bytes) -> Generator[tuple[sqlite3.Connection, Path]]:
     connection = _connect(damaged, driver)
     copy = damaged.with_name("copy.db")
     try:
-        if not _has_schema(connection, driver):
+        if not _knows(connection, driver, "outbox"):
             connection.close()
             _copy(damaged, copy, first_page)
             connection = _connect(copy, driver)
-        yield connection
+            yield connection, copy
+        else:
+            yield connection, damaged
     finally:
         connection.close()
         for part in ("-shm", "-wal", ""):
@@ -91,6 +98,17 @@ def _readable(damaged: Path, driver: Driver, first_page: bytes) -> Generator[sql
 
 
 def _connect(path: Path, driver: Driver) -> sqlite3.Connection:
+    """A connection that knows all tables; if none does, of several, the last: that is what the file says."""
+    for _ in range(1, _TRIES):
+        connection = _connect_once(path, driver)
+        if all(_knows(connection, driver, table) for table in _TABLES):
+            return connection
+        # Told to read whatever there is, it would go on with the tables that it found before the disk failed.
+        connection.close()
+    return _connect_once(path, driver)
+
+
+def _connect_once(path: Path, driver: Driver) -> sqlite3.Connection:
     connection = driver.connect(path, read_only=True)
     with suppress(*driver.errors):
         # Has SQLite read a file that is shorter than its header says.
@@ -99,11 +117,12 @@ def _connect(path: Path, driver: Driver) -> sqlite3.Connection:
     return connection
 
 
-def _has_schema(connection: sqlite3.Connection, driver: Driver) -> bool:
+def _knows(connection: sqlite3.Connection, driver: Driver, table: str) -> bool:
     try:
-        return connection.execute("select 1 from sqlite_master where name = 'outbox'").fetchone() is not None
+        connection.execute(f"select 1 from {table} limit 0")  # noqa: S608 - constants only
     except driver.errors:
         return False
+    return True
 
 
 def _copy(damaged: Path, copy: Path, first_page: bytes) -> None:
@@ -133,17 +152,33 @@ class _Reader:
         found.meta |= {
             key: value for key, value in self._from_both_ends("key, value", "meta", "key") if _means(key, value)
         }
-        letters = self._from_both_ends(f"{OPERATION}, died_at, sqlstate, reason", "dead_letters", "op_id")
-        found.dead_letters = [row for row in letters if is_sound(row[:10])]
+        letters = self._from_both_ends(f"{OPERATION}, checksum, died_at, sqlstate, reason", "dead_letters", "op_id")
+        found.dead_letters = [row for row in letters if is_sound(row[:11])]
         for table, (columns, order) in SCRATCH.items():
             found.scratch[table] = self._from_both_ends(columns, table, order)
         rows, holes = self._queue()
-        found.operations = [operation(row) for row in rows if is_sound(row)]
-        sound = {one.seq for one in found.operations}
-        holes = [*holes, *_beside([cast("int", row[0]) for row in rows], sound)]
-        known = [(row[0], row[0]) for row in letters] + self._decided()
+        found.operations = [operation(row[:10]) for row in rows if is_sound(row)]
+        sound = [one.seq for one in found.operations]
+        known = [(row[0], row[0]) for row in found.dead_letters] + self._decided()
+        spoilt = [(row[0], row[0]) for row in letters if isinstance(row[0], int) and not is_sound(row[:11])]
         found.last_seq = max([int(found.meta.get("last_seq", "0")), *sound, *(last for _, last in known)])
-        return without(sorted(holes), sorted(known))
+        gaps = self._gaps(sound, [cast("int", row[0]) for row in rows if not is_sound(row)])
+        # Of a dead letter it may be said that it was decided, but what it held is lost.
+        return [*without([*holes, *gaps], known), *spoilt]
+
+    def _gaps(self, sound: list[int], unsound: list[int]) -> Runs:
+        """The numbers in the queue's range that no sound entry has: what a page has lost reads as absent.
+
+        Where the range ends is told by the entries, by what was ever removed (all above that was still queued), and by
+        those that are damaged, whose own number may be as wrong as the rest of them.
+        """
+        last = max(self._found.last_seq, self._noted_seq)
+        told = [min(seq, last + _SAME_PAGE) for seq in unsound]
+        ends = [*sound, *told, *(max(1, seq - _SAME_PAGE) for seq in told)]
+        removed = int(self._found.meta.get("last_seq", last))
+        if removed < last:
+            ends += [removed + 1, last]
+        return without([(min(ends), max(ends))], [(seq, seq) for seq in sound]) if ends else []
 
     def _queue(self) -> tuple[list[SqlRow], Runs]:
         """The rows of the queue in order, and the numbers where none could be read."""
@@ -191,7 +226,19 @@ class _Reader:
         return rows
 
     def _ask(self, statement: str, *values: int) -> tuple[list[SqlRow], bool]:
-        """The rows up to the first that cannot be read, and whether there was one."""
+        """The rows up to the first that cannot be read, and whether there was one.
+
+        A disk that fails for a moment gives at the next try what it did not give before.
+        """
+        rows, failed = self._ask_once(statement, *values)
+        for _ in range(1, _TRIES):
+            if not failed:
+                break
+            others, failed = self._ask_once(statement, *values)
+            rows = max(rows, others, key=len)
+        return rows, failed
+
+    def _ask_once(self, statement: str, *values: int) -> tuple[list[SqlRow], bool]:
         rows: list[SqlRow] = []
         try:
             for row in self._connection.execute(statement, values):
@@ -199,17 +246,6 @@ class _Reader:
         except self._driver.errors:
             return rows, True
         return rows, False
-
-
-def _beside(seqs: list[int], sound: set[int]) -> Runs:
-    """The numbers of entries that are damaged, and those missing next to them: what a page has lost reads as absent."""
-    found: Runs = []
-    for seq in (one for one in seqs if one not in sound):
-        near = range(max(1, seq - _SAME_PAGE), seq + _SAME_PAGE + 1)
-        first = max((one + 1 for one in near if one < seq and one in sound), default=near[0])
-        last = min((one - 1 for one in near if one > seq and one in sound), default=seq)
-        found.append((first, last))
-    return found
 
 
 def _straight(rows: list[SqlRow], first: int, last: int, step: int) -> list[SqlRow]:
@@ -239,33 +275,6 @@ def _means(key: object, value: object) -> bool:
     except (ValueError, TypeError, AttributeError):
         return False
     return isinstance(key, str) and isinstance(value, str)
-
-
-def is_sound(row: SqlRow) -> bool:
-    """Whether an operation is as it was written: the row that it carries has the hash that it says."""
-    try:
-        one = operation(row)
-        members = cast("dict[str, object]", orjson.loads(one.payload))
-        if members.get("user_id", one.user_id) != one.user_id:
-            return False
-        says = one.entity_id, one.stamp, one.accepted_at
-        match one.kind:
-            case Kind.NODE:
-                carried = carried_node(one.payload).row
-                return (
-                    says == (carried.node_id, carried.stamp, carried.updated_at)
-                    and node_hash(carried) == carried.row_hash
-                )
-            case Kind.RELATIONSHIP:
-                edge = carried_relationship(one.payload).row
-                return (
-                    says == (edge.relationship_id, edge.stamp, edge.updated_at)
-                    and relationship_hash(edge) == edge.row_hash
-                )
-            case Kind.ERASE:
-                return one.entity_id == one.user_id
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return False
 
 
 def merged(runs: Runs) -> Runs:

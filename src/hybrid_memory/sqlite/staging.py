@@ -12,6 +12,7 @@ from itertools import chain
 from typing import Any, Final, TypeAlias
 
 from hybrid_memory.changes import NodeRow, Operation
+from hybrid_memory.sqlite.rows import queue_entry
 
 Params: TypeAlias = "tuple[Any, ...]"
 
@@ -20,7 +21,7 @@ _NODE_COLUMNS: Final = (
     " importance, entity_system, entity_id, entity_type, session_id, source_agent, created_at, updated_at,"
     " expires_at, deleted_at, stamp, rev"
 )
-_OPERATION_COLUMNS: Final = "seq, op_id, user_id, kind, entity_id, base, delta, stamp, payload, accepted_at"
+_OPERATION_COLUMNS: Final = "seq, op_id, user_id, kind, entity_id, base, delta, stamp, payload, accepted_at, checksum"
 
 # How many rows a statement takes: few different statements, so that all stay prepared.
 _SIZES: Final = (32, 8, 1)
@@ -63,8 +64,7 @@ class Staging:
 
     def add_operation(self, queued: Operation) -> None:
         """A queue entry."""
-        # A plain string for the kind: what is not exactly one is adapted first, at ten times the cost.
-        self._operations.append((*queued[:3], queued.kind.value, *queued[4:]))
+        self._operations.append(queue_entry(queued))
 
     def flush(self, connection: sqlite3.Connection) -> None:
         """Write what was added; to be done before anything is read, and before the commit."""

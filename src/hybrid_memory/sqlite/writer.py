@@ -18,6 +18,7 @@ import aiosqlite
 
 from hybrid_memory.errors import Closed, HybridMemoryError, StorageCorrupt, StorageFailed
 from hybrid_memory.sqlite.driver import Driver
+from hybrid_memory.sqlite.readable import judged
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -157,6 +158,7 @@ class Writer:
     """Takes works on the event loop and commits them, in their order, on the connection's thread, a group at a time."""
 
     def __init__(self, path: Path, driver: Driver, hooks: Hooks, hire: Hire) -> None:
+        self._path = path
         self._driver = driver
         self._hooks = hooks
         self._undoing: tuple[type[Exception], ...] = (*driver.errors, *_UNDOING)
@@ -206,8 +208,8 @@ class Writer:
         except self._driver.errors as error:
             if not self._driver.disk_failed(error):
                 raise
-            self._disk_failure = error
-            raise self._driver.translate(error) from None
+            self._disk_failure = judged(error, self._path, self._driver)
+            raise self._disk_failure from None
 
     @property
     def failure(self) -> BaseException | None:
