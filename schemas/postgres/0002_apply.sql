@@ -3,7 +3,7 @@
 -- Raises, with nothing done:
 --   HM001  a mark is not below the batch (already applied, or sent by another opening of the file)
 --   HM002  a user was erased after the operations were accepted
---   HM003  rows changed since their writer saw them
+--   HM003  rows changed since their writer saw them, or the end of a relationship is deleted
 --   23505  a node that its writer took for new is there (unique_violation)
 -- and names the users concerned in DETAIL as a JSON array, as far as it can tell; the sender then decides those users,
 -- or all of the batch, one by one.
@@ -198,7 +198,8 @@ language sql stable begin atomic
         created_at bigint, updated_at bigint, deleted_at bigint, stamp bigint);
 end;
 
--- Writes rows over what their writer saw, and says how many it wrote: fewer than there are, where one changed since.
+-- Writes rows over what their writer saw, and says how many it wrote: fewer than there are, where one changed since, or
+-- where an end of a live relationship is deleted.
 create function memory.put_rows(p_client uuid, p_revs bigint[], p_nodes json, p_relationships json) returns bigint
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -221,7 +222,14 @@ begin
         get diagnostics v_nodes = row_count;
     end if;
     if p_relationships is not null then
-        insert into memory.relationships as n select * from memory.relationship_rows(p_client, p_revs, p_relationships)
+        -- The nodes of the batch stand by now. Each end is looked up by its key in a subquery of its own: as a join, under
+        -- row-level security, it would cost many times as much. An end that is not there is left to the foreign key.
+        insert into memory.relationships as n
+        select r.* from memory.relationship_rows(p_client, p_revs, p_relationships) as r
+        where r.deleted_at is not null
+           or ((select e.deleted_at from memory.nodes e where e.user_id = r.user_id and e.node_id = r.source_id) is null
+               and (select e.deleted_at from memory.nodes e where e.user_id = r.user_id and e.node_id = r.target_id)
+                   is null)
         on conflict (user_id, relationship_id) do update
             set weight = excluded.weight, properties = excluded.properties, row_hash = excluded.row_hash,
                 valid_from = excluded.valid_from, valid_to = excluded.valid_to, created_at = excluded.created_at,

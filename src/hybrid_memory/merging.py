@@ -100,9 +100,21 @@ def _merged(carried: CarriedNode, patch: str, current: NodeRow) -> NodeRow:
 
 
 def decide_relationship(
-    row: RelationshipRow, current: RelationshipRow | None, *, seen: bool, revive: bool, absent_at: int = 0
+    row: RelationshipRow,
+    current: RelationshipRow | None,
+    *,
+    seen: bool,
+    revive: bool,
+    absent_at: int = 0,
+    end_deleted: bool = False,
 ) -> RelationshipDecision:
-    """Decide a relationship operation: delete wins unless revived or known, else the later stamp."""
+    """Decide a relationship operation: delete wins unless revived or known, else the later stamp.
+
+    `end_deleted` says that one of its nodes is a tombstone, or will be when the operation is done: deleting a node
+    deletes its relationships, those too that were not known of, and none may live on.
+    """
+    if end_deleted and row.deleted_at is None:
+        return RelationshipDecision(verdict=Verdict.SUPERSEDED, row=None)
     if current is None or seen or _left_out(current, absent_at):
         return RelationshipDecision(verdict=Verdict.APPLIED, row=row)
     if current.deleted_at is not None and not (revive and row.deleted_at is None):

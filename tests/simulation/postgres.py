@@ -18,7 +18,7 @@ from hybrid_memory.messages import Applied, AppliedUser, BatchApplied, Disputed,
 from hybrid_memory.payloads import carried_node, carried_relationship, erasure_told
 from hybrid_memory.postgres import batches
 from hybrid_memory.postgres.batches import RowChange, UserChanges
-from hybrid_memory.postgres.deciding import Decided, Lost, Standing, decide
+from hybrid_memory.postgres.deciding import Lost, Met, Standing, decide
 from hybrid_memory.testing.history import Entry
 
 
@@ -110,9 +110,10 @@ class Postgres:
     def _put(self, draft: Account, opening: Opening, change: UserChanges, entries: list[Entry]) -> int:
         """One user's rows, their revisions and the mark; the revision of the last of them."""
         before = draft.rev
-        for row in change.rows:
-            draft.rev += 1
-            _write(draft, opening.client_id, row, draft.rev)
+        # Nodes are written before relationships, each with the revision of its place.
+        for rev, row in sorted(enumerate(change.rows, before + 1), key=lambda placed: placed[1].kind is not Kind.NODE):
+            _write(draft, opening.client_id, row, rev)
+        draft.rev += len(change.rows)
         draft.marks[opening.client_id] = Mark(change.last_seq, opening.number, opening.token)
         last = draft.rev
         if any(map(batches.buries_node, change.rows)):
@@ -138,12 +139,8 @@ class Postgres:
         account, done = self._open_user(opening, user_id)
         before = account.rev
         fresh = [one for one in operations if one.seq > done]
-        decided = [
-            Decided(operation=one, verdict=Verdict.REJECTED)
-            if _before_erasure(one, account, erased_rev)
-            else decide(one, account.rows.get(one.entity_id), opening.client_id)
-            for one in fresh
-        ]
+        erased = {one.seq for one in fresh if _before_erasure(one, account, erased_rev)}
+        decided = decide(fresh, _met(account, fresh), opening.client_id, erased)
         entries: list[Entry] = []
         revs: dict[int, int] = {}
         if decided:
@@ -275,6 +272,8 @@ def _write(draft: Account, client_id: str, change: RowChange | Operation, rev: i
         row = carried_node(change.payload).row._replace(rev=rev)
     else:
         row = carried_relationship(change.payload)[0]._replace(rev=rev)
+        if row.deleted_at is None and not _deleted_nodes(draft).isdisjoint({row.source_id, row.target_id}):
+            raise Disputed(frozenset())
     standing = draft.rows.get(row[0])
     if standing is not None:
         seen = change.base != 0 and (standing.row.rev == change.base or standing.made_by(client_id, -change.base))
@@ -291,6 +290,17 @@ def _is_live(row: NodeRow | RelationshipRow, now_us: int) -> bool:
 
 def _is_buried_node(standing: Standing) -> bool:
     return isinstance(standing.row, NodeRow) and standing.row.deleted_at is not None
+
+
+def _deleted_nodes(account: Account) -> frozenset[str]:
+    return frozenset(one.row[0] for one in account.rows.values() if _is_buried_node(one))
+
+
+def _met(account: Account, operations: Sequence[Operation]) -> Met:
+    """What the adapter reads of the rows that operations meet."""
+    ids = {(one.kind, one.entity_id) for one in operations}
+    standings = {(kind, row_id): account.rows[row_id] for kind, row_id in ids if row_id in account.rows}
+    return Met(standings=standings, deleted_nodes=_deleted_nodes(account))
 
 
 def _before_erasure(operation: Operation, account: Account, erased_rev: int) -> bool:

@@ -11,7 +11,6 @@ import orjson
 
 from hybrid_memory.changes import Kind, NodeRow, Operation
 from hybrid_memory.errors import Contended, Fenced, NumbersReused
-from hybrid_memory.graph import Verdict
 from hybrid_memory.messages import (
     UNMARKED,
     Applied,
@@ -21,14 +20,14 @@ from hybrid_memory.messages import (
     Mark,
     Opening,
 )
-from hybrid_memory.payloads import carried_relationship, erasure_told
+from hybrid_memory.payloads import erasure_told, related_nodes
 from hybrid_memory.postgres import batches
 from hybrid_memory.postgres.batches import UserChanges
 from hybrid_memory.postgres.database import Connection, Link, Meet, PostgresSettings, Purpose, transaction
-from hybrid_memory.postgres.deciding import Decided, Lost, Standing, decide, told_again, verdict_of_loser
+from hybrid_memory.postgres.deciding import Decided, Lost, Met, decide, told_again, verdict_of_loser
 from hybrid_memory.postgres.lock_waits import LockWaits
 from hybrid_memory.postgres.roles import Capabilities, check_server
-from hybrid_memory.postgres.rows import node_row, relationship_row
+from hybrid_memory.postgres.standings import meet
 
 T = TypeVar("T")
 
@@ -37,7 +36,6 @@ _HEAD_START: Final = timedelta(seconds=1)
 
 # Each user's revision and epoch, in the order of the batch.
 _Heads: TypeAlias = "tuple[Sequence[int], Sequence[str]]"
-_Standings: TypeAlias = "dict[tuple[Kind, str], Standing]"
 
 
 class PostgresDurableTier:
@@ -128,23 +126,18 @@ class PostgresDurableTier:
         user_id = operations[0].user_id
         opened = await self._open_user(connection, opening, user_id)
         done = _done(opening, opened, operations)
-        standings = await self._standings(connection, user_id, operations)
+        met = await meet(connection, user_id, operations)
         fresh = [operation for operation in operations if operation.seq > done]
         erased = {one.seq for one in operations if _before_erasure(one, opened, erased_rev)}
         if erased_rev < 0 and opened["erased_at"] is not None:
-            erased |= await self._endless(connection, user_id, [one for one in fresh if one.seq not in erased])
+            erased |= _endless([one for one in fresh if one.seq not in erased], met)
         again = [
-            told_again(one, standings.get((one.kind, one.entity_id)), opening.client_id, erased=one.seq in erased)
+            told_again(one, met.standing(one), opening.client_id, erased=one.seq in erased)
             for one in operations
             if one.seq <= done
         ]
         told = await self._unless_beaten(connection, opening, user_id, again)
-        decided = [
-            Decided(operation=one, verdict=Verdict.REJECTED)
-            if one.seq in erased
-            else decide(one, standings.get((one.kind, one.entity_id)), opening.client_id)
-            for one in fresh
-        ]
+        decided = decide(fresh, met, opening.client_id, erased)
         revs: dict[int, int] = {}
         head_rev: int = opened["head_rev"]
         if decided:
@@ -185,55 +178,6 @@ class PostgresDurableTier:
             )
         return opened
 
-    # A search of its own for each id: with `= any` the planner may read all of the user's rows instead. The rows need
-    # no lock, as every writer of the user waits for the head.
-    STANDING_NODES: Final[LiteralString] = """
-        select n.*
-        from unnest($2::uuid[]) as asked (id)
-        cross join lateral (
-            select node_id::text, namespace, key, context_type, content::text, row_hash, text_content, summary,
-                   array_to_json(tags)::text, importance, entity_system, entity_id, entity_type,
-                   session_id, source_agent, (date_part('epoch', created_at) * 1000000)::bigint,
-                   (date_part('epoch', updated_at) * 1000000)::bigint,
-                   (extract(epoch from expires_at) * 1000000)::bigint,
-                   (extract(epoch from deleted_at) * 1000000)::bigint, stamp, rev, writer::text as writer, writer_seq
-            from memory.nodes
-            where user_id = $1 and node_id = asked.id
-            limit 1
-        ) as n
-    """
-
-    STANDING_RELATIONSHIPS: Final[LiteralString] = """
-        select r.*
-        from unnest($2::uuid[]) as asked (id)
-        cross join lateral (
-            select relationship_id::text, source_id::text, target_id::text, relationship_type, weight,
-                   properties::text, row_hash, (extract(epoch from valid_from) * 1000000)::bigint,
-                   (extract(epoch from valid_to) * 1000000)::bigint,
-                   (date_part('epoch', created_at) * 1000000)::bigint,
-                   (date_part('epoch', updated_at) * 1000000)::bigint,
-                   (extract(epoch from deleted_at) * 1000000)::bigint, stamp, rev, writer::text as writer, writer_seq
-            from memory.relationships
-            where user_id = $1 and relationship_id = asked.id
-            limit 1
-        ) as r
-    """
-
-    async def _standings(self, connection: Connection, user_id: str, operations: Sequence[Operation]) -> _Standings:
-        """The rows that the operations meet."""
-        found: _Standings = {}
-        for kind, statement, read in (
-            (Kind.NODE, self.STANDING_NODES, node_row),
-            (Kind.RELATIONSHIP, self.STANDING_RELATIONSHIPS, relationship_row),
-        ):
-            ids = [operation.entity_id for operation in operations if operation.kind is kind]
-            if not ids:
-                continue
-            for record in await connection.fetch(statement, user_id, ids):
-                standing = Standing(row=read(record), writer=record["writer"], writer_seq=record["writer_seq"])
-                found[kind, cast("str", record[0])] = standing
-        return found
-
     _REMEMBER: Final[LiteralString] = """
         insert into memory.node_history
             (user_id, node_id, rev, reason, context_type, content, summary, tags, stamp, writer, replaced_by)
@@ -270,30 +214,6 @@ class PostgresDurableTier:
         return [
             one._replace(verdict=verdict_of_loser(one.operation)) if one.operation.seq in lost else one for one in told
         ]
-
-    _PRESENT: Final[LiteralString] = """
-        select a.node_id::text
-        from unnest($2::uuid[]) as a (node_id)
-        where exists (select 1 from memory.nodes n where n.user_id = $1 and n.node_id = a.node_id)
-    """
-
-    async def _endless(self, connection: Connection, user_id: str, operations: Sequence[Operation]) -> set[int]:
-        """The numbers of relationships at nodes that are neither there nor among the operations.
-
-        Whoever had not heard of an erasure may relate, after it by the clock, what it has taken away.
-        """
-        ends = {
-            operation.seq: (row.source_id, row.target_id)
-            for operation in operations
-            if operation.kind is Kind.RELATIONSHIP
-            for row in (carried_relationship(operation.payload).row,)
-        }
-        if not ends:
-            return set()
-        asked = sorted({str(node_id) for pair in ends.values() for node_id in pair})
-        present = {cast("str", record[0]) for record in await connection.fetch(self._PRESENT, user_id, asked)}
-        present |= {operation.entity_id for operation in operations if operation.kind is Kind.NODE}
-        return {seq for seq, pair in ends.items() if not present.issuperset(pair)}
 
     _LIMIT: Final[LiteralString] = "select set_config('statement_timeout', $1, true)"
     _ERASE: Final[LiteralString] = "select erased_rev from memory.erase($1, $2, $3, $4, $5)"
@@ -355,6 +275,19 @@ def _before_erasure(operation: Operation, opened: asyncpg.Record, erased_rev: in
         # The sender never held the user, so it cannot say which erasure it knew of; the clocks must decide.
         return opened["erased_at"] is not None and operation.accepted_at <= opened["erased_at"]
     return bool(opened["erased_rev"] > erased_rev)
+
+
+def _endless(operations: Sequence[Operation], met: Met) -> set[int]:
+    """The numbers of relationships at nodes that are neither there nor among the operations.
+
+    Whoever had not heard of an erasure may relate, after it by the clock, what it has taken away.
+    """
+    present = met.present_nodes | {operation.entity_id for operation in operations if operation.kind is Kind.NODE}
+    return {
+        operation.seq
+        for operation in operations
+        if operation.kind is Kind.RELATIONSHIP and not present.issuperset(related_nodes(operation.payload))
+    }
 
 
 def _untouched(decided: Decided) -> bool:
