@@ -398,6 +398,7 @@ begin
     returning h.erased_rev into erased_rev;
     delete from memory.node_history d where d.user_id = p_user;
     get diagnostics history = row_count;
+    delete from memory.relationship_history d where d.user_id = p_user;
     delete from memory.vectors d where d.user_id = p_user;
     delete from memory.relationships d where d.user_id = p_user;
     get diagnostics relationships = row_count;

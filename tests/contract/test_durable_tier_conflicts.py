@@ -213,6 +213,26 @@ async def test_a_relationship_that_a_deletion_beat_hears_so_again_when_it_is_sen
     assert [(await meeting.we_send(ours)).verdict for _ in range(2)] == [Verdict.SUPERSEDED, Verdict.SUPERSEDED]
 
 
+async def test_a_relationship_that_was_applied_hears_so_again_though_it_was_deleted_since(meeting: Meeting) -> None:
+    one, two = meeting.theirs.store("u"), meeting.theirs.store("u")
+    await meeting.tier.apply(meeting.theirs.opening, [one, two], {})
+    ours = meeting.ours.relate("u", one.entity_id, two.entity_id)
+    assert (await meeting.we_send(ours)).verdict is Verdict.APPLIED
+    await meeting.tier.apply(meeting.theirs.opening, [meeting.theirs.bury("u", two)], {})
+    assert (await meeting.we_send(ours)).verdict is Verdict.APPLIED
+    assert await meeting.admin.fetchval("select count(*) from memory.relationship_history") == 0
+
+
+async def test_a_relationship_that_lost_to_a_later_one_hears_so_again_and_is_kept(meeting: Meeting) -> None:
+    one, two = meeting.theirs.store("u"), meeting.theirs.store("u")
+    knows = meeting.theirs.relate("u", one.entity_id, two.entity_id, weight=0.5, stamp=LATE)
+    await meeting.tier.apply(meeting.theirs.opening, [one, two, knows], {})
+    ours = meeting.ours.relate("u", one.entity_id, two.entity_id, weight=0.9, stamp=EARLY)
+    assert [(await meeting.we_send(ours)).verdict for _ in range(2)] == [Verdict.SUPERSEDED, Verdict.SUPERSEDED]
+    kept = await meeting.admin.fetch("select source_id::text, weight, stamp from memory.relationship_history")
+    assert [tuple(row) for row in kept] == [(one.entity_id, 0.9, EARLY)]
+
+
 async def test_a_relationship_of_what_an_unheard_erasure_has_taken_is_rejected_and_not_dead(meeting: Meeting) -> None:
     """Its writer never heard of an erasure, so time decides: its nodes come before it, the relationship after."""
     one, two = meeting.ours.store("u"), meeting.ours.store("u")
@@ -258,7 +278,7 @@ async def test_a_relationship_of_an_end_that_was_deleted_unseen_is_superseded(me
     ours = meeting.ours.relate("u", *(pair if outward else pair[::-1]), stamp=LATE)
     with pytest.raises(Disputed):
         await meeting.tier.apply(meeting.ours.opening, [ours], {})
-    assert (await meeting.we_send(ours)).verdict is Verdict.SUPERSEDED
+    assert [(await meeting.we_send(ours)).verdict for _ in range(2)] == [Verdict.SUPERSEDED, Verdict.SUPERSEDED]
     assert await live_relationships(meeting) == (0, 0)
 
 

@@ -121,3 +121,20 @@ async def test_relationships_and_deletes_survive_cuts_between_them(wire: Wire) -
     # Four nodes, three relationships, the burial of two of these and of a node, six updates.
     assert await head_rev(wire.admin, "ada") == 4 + 3 + 3 + 6
     await both_tiers_agree(wire.manager, wire.memory)
+
+
+async def test_a_relationship_whose_reply_was_lost_is_told_as_applied_though_another_deleted_it_meanwhile(
+    wire: Wire, postgres: Database, tmp_path: Path
+) -> None:
+    ends = [await wire.memory.store({"n": number}, context_type=FACT, wait=LONG_ENOUGH) for number in range(2)]
+    wire.proxy.refuse()
+    wire.proxy.lose(APPLY, Loss.REPLY)
+    receipt = await wire.memory.relate(ends[0].node_id, ends[1].node_id, "led_to", wait=0)
+    await wire.proxy.struck(1)
+    async with opened(postgres, tmp_path / "other") as other:
+        there = await other.ensure_user_memories("ada")
+        await there.delete(ends[1].node_id, wait=LONG_ENOUGH)
+    await wire.proxy.heal()
+    assert (await receipt.durable(LONG_ENOUGH)).verdict is Verdict.APPLIED
+    await both_tiers_agree(wire.manager, wire.memory)
+    assert await wire.memory.neighbours(ends[0].node_id) == []

@@ -160,19 +160,16 @@ def _change(
 def told_again(operation: Operation, standing: Standing | None, client_id: str, *, erased: bool) -> Applied:
     """What is known, from what stands, of an operation whose first answer was lost; `erased`, an erasure beat it.
 
-    Of a node that lost to another the history knows more.
+    Of what lost to another the history knows more.
     """
     if erased:
         return Applied(operation, Verdict.REJECTED, None)
     if standing is not None and standing.made_by(client_id, operation.seq):
         return Applied(operation, Verdict.APPLIED, standing.row.rev)
-    if operation.kind is Kind.RELATIONSHIP and standing is not None and standing.row.deleted_at is not None:
-        # Deleted before it or since: of relationships no history tells, and a copy must not go on showing it.
-        return Applied(operation, Verdict.SUPERSEDED, None)
     return Applied(operation, Verdict.APPLIED, None)
 
 
 def verdict_of_loser(operation: Operation) -> Verdict:
-    """The verdict on a node whose content is in the history as having lost."""
-    compares = carried_node(operation.payload).rule is Rule.COMPARE
+    """The verdict on an operation that is in the history as having lost."""
+    compares = operation.kind is Kind.NODE and carried_node(operation.payload).rule is Rule.COMPARE
     return Verdict.REJECTED if compares else Verdict.SUPERSEDED

@@ -9,7 +9,7 @@ from typing import Final, LiteralString, TypeAlias, TypeVar, cast
 import asyncpg
 import orjson
 
-from hybrid_memory.changes import Kind, NodeRow, Operation
+from hybrid_memory.changes import Kind, Operation
 from hybrid_memory.errors import Contended, Fenced, NumbersReused
 from hybrid_memory.messages import (
     UNMARKED,
@@ -24,8 +24,9 @@ from hybrid_memory.payloads import erasure_told, related_nodes
 from hybrid_memory.postgres import batches
 from hybrid_memory.postgres.batches import UserChanges
 from hybrid_memory.postgres.database import Connection, Link, Meet, PostgresSettings, Purpose, transaction
-from hybrid_memory.postgres.deciding import Decided, Lost, Met, decide, told_again, verdict_of_loser
+from hybrid_memory.postgres.deciding import Decided, Met, decide, told_again
 from hybrid_memory.postgres.lock_waits import LockWaits
+from hybrid_memory.postgres.losers import remember, unless_beaten
 from hybrid_memory.postgres.roles import Capabilities, check_server
 from hybrid_memory.postgres.standings import meet
 
@@ -136,7 +137,7 @@ class PostgresDurableTier:
             for one in operations
             if one.seq <= done
         ]
-        told = await self._unless_beaten(connection, opening, user_id, again)
+        told = await unless_beaten(connection, opening.client_id, user_id, again)
         decided = decide(fresh, met, opening.client_id, erased)
         revs: dict[int, int] = {}
         head_rev: int = opened["head_rev"]
@@ -151,7 +152,7 @@ class PostgresDurableTier:
             (head_rev,), _ = await self._send(connection, opening, [changes])
             changing = [one.operation.seq for one in decided if one.change is not None]
             revs = dict(zip(changing, range(opened["head_rev"] + 1, head_rev + 1), strict=True))
-            await self._remember(connection, opening, user_id, [one.lost for one in decided if one.lost is not None])
+            await remember(connection, opening.client_id, user_id, decided)
         told += [Applied(one.operation, one.verdict, revs.get(one.operation.seq)) for one in decided]
         as_sent = len(decided) == len(operations) and all(map(_untouched, decided))
         return BatchApplied(
@@ -177,43 +178,6 @@ class PostgresDurableTier:
                 fix="let the later process go on; a copied data directory needs a client id of its own",
             )
         return opened
-
-    _REMEMBER: Final[LiteralString] = """
-        insert into memory.node_history
-            (user_id, node_id, rev, reason, context_type, content, summary, tags, stamp, writer, replaced_by)
-        select $1, l.node_id, l.rev, 'lost', l.context_type, l.content, l.summary, l.tags, l.stamp, $2, l.beaten_by
-        from json_to_recordset($3) as l (
-            node_id uuid, rev bigint, context_type text, content json, summary text, tags text[], stamp bigint,
-            beaten_by uuid)
-        on conflict do nothing
-    """
-
-    async def _remember(self, connection: Connection, opening: Opening, user_id: str, lost: Sequence[Lost]) -> None:
-        """Keep the contents that lost."""
-        if lost:
-            rows = orjson.dumps([_lost_members(one) for one in lost]).decode()
-            await connection.execute(self._REMEMBER, user_id, opening.client_id, rows)
-
-    _BEATEN: Final[LiteralString] = """
-        select a.seq
-        from unnest($3::bigint[], $4::uuid[], $5::bigint[]) as a (seq, node_id, stamp)
-        where exists (select 1 from memory.node_history h where h.user_id = $1 and h.node_id = a.node_id
-            and h.reason = 'lost' and h.writer = $2 and h.stamp = a.stamp)
-    """
-
-    async def _unless_beaten(
-        self, connection: Connection, opening: Opening, user_id: str, told: Sequence[Applied]
-    ) -> list[Applied]:
-        """What is told of operations whose first answer was lost, where the history does not say that they lost."""
-        nodes = [one.operation for one in told if one.operation.kind is Kind.NODE and one.rev is None]
-        if not nodes:
-            return list(told)
-        columns = zip(*((one.seq, one.entity_id, one.stamp) for one in nodes), strict=True)
-        records = await connection.fetch(self._BEATEN, user_id, opening.client_id, *map(list, columns))
-        lost = {cast("int", record["seq"]) for record in records}
-        return [
-            one._replace(verdict=verdict_of_loser(one.operation)) if one.operation.seq in lost else one for one in told
-        ]
 
     _LIMIT: Final[LiteralString] = "select set_config('statement_timeout', $1, true)"
     _ERASE: Final[LiteralString] = "select erased_rev from memory.erase($1, $2, $3, $4, $5)"
@@ -292,17 +256,3 @@ def _endless(operations: Sequence[Operation], met: Met) -> set[int]:
 
 def _untouched(decided: Decided) -> bool:
     return decided.as_sent and decided.change is not None and not batches.buries_node(decided.change)
-
-
-def _lost_members(lost: Lost) -> dict[str, object]:
-    row: NodeRow = lost.row
-    return {
-        "node_id": row.node_id,
-        "rev": lost.rev,
-        "context_type": row.context_type,
-        "content": orjson.Fragment(row.content),
-        "summary": row.summary,
-        "tags": orjson.Fragment(row.tags),
-        "stamp": row.stamp,
-        "beaten_by": lost.beaten_by,
-    }
