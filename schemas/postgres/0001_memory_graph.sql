@@ -143,6 +143,10 @@ create table memory.applied (
     -- The number and token of the opening of the client's file that carried it; an older opening is fenced off.
     open_number bigint not null,
     open_token uuid not null,
+    -- That client's last erasure of the user: its number, the erasure that stood before it, and the one it made.
+    erase_seq bigint,
+    erased_over bigint,
+    erased_rev bigint,
     updated_at timestamptz not null default now(),
     constraint applied_pkey primary key (user_id, client_id)
 );

@@ -298,7 +298,11 @@ create function memory.open_user(
     out erased_at bigint,
     out last_seq bigint,
     out open_number bigint,
-    out open_token uuid
+    out open_token uuid,
+    -- The client's own last erasure; nulls where there was none.
+    out own_erase_seq bigint,
+    out own_erased_over bigint,
+    out own_erased_rev bigint
 )
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
@@ -307,7 +311,8 @@ begin
     select h.rev, h.epoch, h.erased_rev, (extract(epoch from h.erased_at) * 1000000)::bigint
     into head_rev, epoch, erased_rev, erased_at
     from memory.heads h where h.user_id = p_user for update;
-    select a.last_seq, a.open_number, a.open_token into last_seq, open_number, open_token
+    select a.last_seq, a.open_number, a.open_token, a.erase_seq, a.erased_over, a.erased_rev
+    into last_seq, open_number, open_token, own_erase_seq, own_erased_over, own_erased_rev
     from memory.applied a where a.user_id = p_user and a.client_id = p_client for update;
 end
 $$;
@@ -389,9 +394,12 @@ create function memory.erase(
     out history bigint
 )
 language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_over bigint;
 begin
     perform set_config('memory.user_id', p_user, true);
     insert into memory.heads (user_id) values (p_user) on conflict do nothing;
+    select h.erased_rev into v_over from memory.heads h where h.user_id = p_user for update;
     update memory.heads h
     set rev = h.rev + 1, erased_rev = h.rev + 1, erased_at = clock_timestamp(), nodes = 0, relationships = 0, last_activity = now()
     where h.user_id = p_user
@@ -407,11 +415,14 @@ begin
     delete from memory.access_log d where d.user_id = p_user;
     insert into memory.access_log (user_id, operation, success) values (p_user, 'erase', true);
     if p_client is not null then
-        insert into memory.applied as a (user_id, client_id, first_seq, last_seq, open_number, open_token)
-        values (p_user, p_client, p_seq, p_seq, p_open_number, p_open_token)
+        insert into memory.applied as a
+            (user_id, client_id, first_seq, last_seq, open_number, open_token, erase_seq, erased_over, erased_rev)
+        values (p_user, p_client, p_seq, p_seq, p_open_number, p_open_token, p_seq, v_over, erase.erased_rev)
         on conflict (user_id, client_id) do update
             set first_seq = excluded.first_seq, last_seq = greatest(a.last_seq, excluded.last_seq),
-                open_number = excluded.open_number, open_token = excluded.open_token, updated_at = now();
+                open_number = excluded.open_number, open_token = excluded.open_token,
+                erase_seq = excluded.erase_seq, erased_over = excluded.erased_over, erased_rev = excluded.erased_rev,
+                updated_at = now();
     end if;
 end
 $$;

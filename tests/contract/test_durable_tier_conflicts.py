@@ -233,6 +233,24 @@ async def test_a_relationship_that_lost_to_a_later_one_hears_so_again_and_is_kep
     assert [tuple(row) for row in kept] == [(one.entity_id, 0.9, EARLY)]
 
 
+@pytest.mark.parametrize("theirs_is", ["before", "between", "both"])
+async def test_an_erasure_whose_answer_was_lost_is_told_as_at_first_whoever_erased_besides(
+    meeting: Meeting, theirs_is: str
+) -> None:
+    """What is told is the last erasure its writer knows of: one of another's stays unheard of."""
+    await meeting.they_store()
+    await meeting.tier.erase(meeting.theirs.opening, meeting.theirs.erase("u"))
+    first = await meeting.admin.fetchval("select erased_rev from memory.heads")
+    if theirs_is != "between":
+        await meeting.tier.erase(meeting.theirs.opening, meeting.theirs.erase("u"))
+    ours = meeting.ours.erase("u", heard_of=first)
+    told = await meeting.tier.erase(meeting.ours.opening, ours)
+    assert told == (first + 1 if theirs_is == "between" else first)
+    if theirs_is != "before":
+        await meeting.tier.erase(meeting.theirs.opening, meeting.theirs.erase("u"))
+    assert await meeting.tier.erase(meeting.ours.opening, ours) == told
+
+
 async def test_a_relationship_of_what_an_unheard_erasure_has_taken_is_rejected_and_not_dead(meeting: Meeting) -> None:
     """Its writer never heard of an erasure, so time decides: its nodes come before it, the relationship after."""
     one, two = meeting.ours.store("u"), meeting.ours.store("u")

@@ -6,7 +6,7 @@ import hashlib
 import random
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, cast
 
 import orjson
@@ -41,12 +41,12 @@ class Account:
     rows: dict[str, Standing] = field(default_factory=dict[str, Standing])
     marks: dict[str, Mark] = field(default_factory=dict[str, Mark])
     history: tuple[Lost, ...] = ()
+    # Each client's last erasure: its number, and what was told of it.
+    erasures: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
 
     def draft(self) -> Account:
         """A copy to work on: it takes the place of this one when the transaction commits."""
-        return Account(
-            self.epoch, self.rev, self.erased_rev, self.erased_at, self.rows.copy(), self.marks.copy(), self.history
-        )
+        return replace(self, rows=self.rows.copy(), marks=self.marks.copy(), erasures=self.erasures.copy())
 
 
 class Image(NamedTuple):
@@ -187,7 +187,12 @@ class Postgres:
         """`memory.erase`; done again, it only says what it said. Raises `Fenced`."""
         account, done = self._open_user(opening, operation.user_id)
         if done >= operation.seq:
-            return account.erased_rev
+            seq, told = account.erasures.get(opening.client_id, (0, 0))
+            return (
+                told
+                if seq == operation.seq
+                else erasure_told(operation.payload, account.erased_rev, account.erased_rev)
+            )
         before = account.erased_rev
         account.rev += 1
         account.erased_rev, account.erased_at = account.rev, self._now_us()
@@ -195,7 +200,9 @@ class Postgres:
         account.marks[opening.client_id] = Mark(operation.seq, opening.number, opening.token)
         self.accounts[operation.user_id] = account
         self.ledger.append(_entry(opening, operation, Verdict.APPLIED, account.rev))
-        return erasure_told(operation.payload, before, account.erased_rev)
+        told = erasure_told(operation.payload, before, account.erased_rev)
+        account.erasures[opening.client_id] = (operation.seq, told)
+        return told
 
     def head(self, user_id: str, client_id: str | None = None) -> Head | None:
         """A user's head, if it has one; with a client's mark, if it is that of a client."""

@@ -162,7 +162,7 @@ class PostgresDurableTier:
 
     _OPEN_USER: Final[LiteralString] = """
         select head_rev, epoch::text as epoch, erased_rev, erased_at, last_seq, open_number,
-               open_token::text as open_token
+               open_token::text as open_token, own_erase_seq, own_erased_over, own_erased_rev
         from memory.open_user($1, $2)
     """
 
@@ -191,7 +191,7 @@ class PostgresDurableTier:
                 await connection.execute(self._LIMIT, str(limit))
                 opened = await self._open_user(connection, opening, operation.user_id)
                 if _done(opening, opened, [operation]) >= operation.seq:
-                    return cast("int", opened["erased_rev"])
+                    return _erasure_told_again(operation, opened)
                 arguments = (opening.client_id, opening.number, opening.token, operation.seq, operation.user_id)
                 erased_rev = cast("int", _only(await connection.fetch(self._ERASE, *arguments))["erased_rev"])
                 return erasure_told(operation.payload, opened["erased_rev"] or 0, erased_rev)
@@ -232,6 +232,14 @@ def _done(opening: Opening, opened: asyncpg.Record, operations: Sequence[Operati
     if any(covered < operation.seq <= mark.last_seq for operation in operations):
         raise NumbersReused(user_id=operations[0].user_id, last_seq=mark.last_seq, covered=covered)
     return covered
+
+
+def _erasure_told_again(erasure: Operation, opened: asyncpg.Record) -> int:
+    """What was told of an erasure whose answer was lost: somebody else may have erased the user since."""
+    if opened["own_erase_seq"] == erasure.seq:
+        return erasure_told(erasure.payload, opened["own_erased_over"], opened["own_erased_rev"])
+    # A later one of ours has taken its place, and its own answer is to come.
+    return erasure_told(erasure.payload, opened["erased_rev"], opened["erased_rev"])
 
 
 def _before_erasure(operation: Operation, opened: asyncpg.Record, erased_rev: int) -> bool:
