@@ -249,6 +249,17 @@ class Postgres:
         nodes = sum(isinstance(row, NodeRow) for row in live)
         return Digest(value=value, nodes=nodes, relationships=len(live) - nodes)
 
+    def without_end(self) -> list[str]:
+        """The live relationships of a node that is a tombstone."""
+        return [
+            row.relationship_id
+            for account in self.accounts.values()
+            for row in (one.row for one in account.rows.values())
+            if isinstance(row, RelationshipRow)
+            and row.deleted_at is None
+            and not _deleted_nodes(account).isdisjoint({row.source_id, row.target_id})
+        ]
+
     def saved(self) -> tuple[dict[str, Account], int]:
         """The state as a lagging standby has it."""
         return {user_id: account.draft() for user_id, account in self.accounts.items()}, len(self.ledger)

@@ -347,7 +347,9 @@ class Schedule:
         history.postgres = {place: row for place, row in self._rows().items() if place[0] in self.options.users}
         history.clocks_agree = not any(self.options.skews_seconds)
         history.losers = sum(len(account.history) for account in self.postgres.accounts.values())
+        self.findings += [f"{one} stands in Postgres without an end" for one in self.postgres.without_end()]
         for process in self.processes:
+            self.findings += [f"{one} is shown by {process.name} without an end" for one in process.without_end()]
             history.replicas[process.name] = {
                 place: row for place, row in process.rows().items() if place[0] in self.options.users
             }
