@@ -13,6 +13,7 @@ from hybrid_memory.changes import (
     node_hash,
     searchable_text,
     still_standing,
+    without_removed,
 )
 from hybrid_memory.graph import Verdict
 from hybrid_memory.jsontext import decode
@@ -80,8 +81,14 @@ def _merged(carried: CarriedNode, patch: str, current: NodeRow) -> NodeRow:
     row = carried.row
     # Laid over in stamp order, so that two replicas merging the same two changes agree field by field.
     later = row.stamp > current.stamp
-    content = merge_text(current.content, patch) if later else merge_text(merge_text("{}", patch), current.content)
-    if not later and carried.patched is not None:
+    if later:
+        content = merge_text(current.content, patch)
+    elif carried.patched is None:
+        content = merge_text(merge_text("{}", patch), current.content)
+    else:
+        # What its writer saw and is gone was removed since, and would be seen nowhere in what stands.
+        left = without_removed(patch, carried.patched, current.content)
+        content = merge_text(merge_text("{}", left), current.content)
         # The later stamp may be another field's. What stands as its writer saw it nobody else has changed since.
         content = merge_text(content, still_standing(patch, carried.patched, current.content))
     newer, older = (row, current) if later else (current, row)
