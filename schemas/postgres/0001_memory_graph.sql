@@ -118,6 +118,22 @@ create table memory.node_history (
     constraint node_history_pkey primary key (user_id, node_id, rev, reason, writer, stamp)
 );
 
+-- Relationships that a conflict decided against: their own row was deleted or written later, or an end was deleted.
+create table memory.relationship_history (
+    user_id text not null,
+    relationship_id uuid not null,
+    recorded_at timestamptz not null default clock_timestamp(),
+    source_id uuid not null,
+    target_id uuid not null,
+    relationship_type text not null,
+    weight double precision not null,
+    properties json not null,
+    deleted_at timestamptz,
+    stamp bigint not null,
+    writer uuid not null,
+    constraint relationship_history_pkey primary key (user_id, relationship_id, writer, stamp)
+);
+
 create table memory.applied (
     user_id text not null,
     client_id uuid not null,
@@ -127,6 +143,10 @@ create table memory.applied (
     -- The number and token of the opening of the client's file that carried it; an older opening is fenced off.
     open_number bigint not null,
     open_token uuid not null,
+    -- That client's last erasure of the user: its number, the erasure that stood before it, and the one it made.
+    erase_seq bigint,
+    erased_over bigint,
+    erased_rev bigint,
     updated_at timestamptz not null default now(),
     constraint applied_pkey primary key (user_id, client_id)
 );

@@ -3,7 +3,7 @@
 -- Raises, with nothing done:
 --   HM001  a mark is not below the batch (already applied, or sent by another opening of the file)
 --   HM002  a user was erased after the operations were accepted
---   HM003  rows changed since their writer saw them
+--   HM003  rows changed since their writer saw them, or the end of a relationship is deleted
 --   23505  a node that its writer took for new is there (unique_violation)
 -- and names the users concerned in DETAIL as a JSON array, as far as it can tell; the sender then decides those users,
 -- or all of the batch, one by one.
@@ -198,7 +198,8 @@ language sql stable begin atomic
         created_at bigint, updated_at bigint, deleted_at bigint, stamp bigint);
 end;
 
--- Writes rows over what their writer saw, and says how many it wrote: fewer than there are, where one changed since.
+-- Writes rows over what their writer saw, and says how many it wrote: fewer than there are, where one changed since, or
+-- where an end of a live relationship is deleted.
 create function memory.put_rows(p_client uuid, p_revs bigint[], p_nodes json, p_relationships json) returns bigint
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -221,7 +222,14 @@ begin
         get diagnostics v_nodes = row_count;
     end if;
     if p_relationships is not null then
-        insert into memory.relationships as n select * from memory.relationship_rows(p_client, p_revs, p_relationships)
+        -- The nodes of the batch stand by now. Each end is looked up by its key in a subquery of its own: as a join, under
+        -- row-level security, it would cost many times as much. An end that is not there is left to the foreign key.
+        insert into memory.relationships as n
+        select r.* from memory.relationship_rows(p_client, p_revs, p_relationships) as r
+        where r.deleted_at is not null
+           or ((select e.deleted_at from memory.nodes e where e.user_id = r.user_id and e.node_id = r.source_id) is null
+               and (select e.deleted_at from memory.nodes e where e.user_id = r.user_id and e.node_id = r.target_id)
+                   is null)
         on conflict (user_id, relationship_id) do update
             set weight = excluded.weight, properties = excluded.properties, row_hash = excluded.row_hash,
                 valid_from = excluded.valid_from, valid_to = excluded.valid_to, created_at = excluded.created_at,
@@ -290,7 +298,11 @@ create function memory.open_user(
     out erased_at bigint,
     out last_seq bigint,
     out open_number bigint,
-    out open_token uuid
+    out open_token uuid,
+    -- The client's own last erasure; nulls where there was none.
+    out own_erase_seq bigint,
+    out own_erased_over bigint,
+    out own_erased_rev bigint
 )
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
@@ -299,7 +311,8 @@ begin
     select h.rev, h.epoch, h.erased_rev, (extract(epoch from h.erased_at) * 1000000)::bigint
     into head_rev, epoch, erased_rev, erased_at
     from memory.heads h where h.user_id = p_user for update;
-    select a.last_seq, a.open_number, a.open_token into last_seq, open_number, open_token
+    select a.last_seq, a.open_number, a.open_token, a.erase_seq, a.erased_over, a.erased_rev
+    into last_seq, open_number, open_token, own_erase_seq, own_erased_over, own_erased_rev
     from memory.applied a where a.user_id = p_user and a.client_id = p_client for update;
 end
 $$;
@@ -381,15 +394,19 @@ create function memory.erase(
     out history bigint
 )
 language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_over bigint;
 begin
     perform set_config('memory.user_id', p_user, true);
     insert into memory.heads (user_id) values (p_user) on conflict do nothing;
+    select h.erased_rev into v_over from memory.heads h where h.user_id = p_user for update;
     update memory.heads h
     set rev = h.rev + 1, erased_rev = h.rev + 1, erased_at = clock_timestamp(), nodes = 0, relationships = 0, last_activity = now()
     where h.user_id = p_user
     returning h.erased_rev into erased_rev;
     delete from memory.node_history d where d.user_id = p_user;
     get diagnostics history = row_count;
+    delete from memory.relationship_history d where d.user_id = p_user;
     delete from memory.vectors d where d.user_id = p_user;
     delete from memory.relationships d where d.user_id = p_user;
     get diagnostics relationships = row_count;
@@ -398,11 +415,14 @@ begin
     delete from memory.access_log d where d.user_id = p_user;
     insert into memory.access_log (user_id, operation, success) values (p_user, 'erase', true);
     if p_client is not null then
-        insert into memory.applied as a (user_id, client_id, first_seq, last_seq, open_number, open_token)
-        values (p_user, p_client, p_seq, p_seq, p_open_number, p_open_token)
+        insert into memory.applied as a
+            (user_id, client_id, first_seq, last_seq, open_number, open_token, erase_seq, erased_over, erased_rev)
+        values (p_user, p_client, p_seq, p_seq, p_open_number, p_open_token, p_seq, v_over, erase.erased_rev)
         on conflict (user_id, client_id) do update
             set first_seq = excluded.first_seq, last_seq = greatest(a.last_seq, excluded.last_seq),
-                open_number = excluded.open_number, open_token = excluded.open_token, updated_at = now();
+                open_number = excluded.open_number, open_token = excluded.open_token,
+                erase_seq = excluded.erase_seq, erased_over = excluded.erased_over, erased_rev = excluded.erased_rev,
+                updated_at = now();
     end if;
 end
 $$;

@@ -6,7 +6,8 @@ declare
     v_table text;
 begin
     foreach v_table in array array[
-        'heads', 'nodes', 'relationships', 'vectors', 'node_history', 'applied', 'access_log', 'access_log_rest'
+        'heads', 'nodes', 'relationships', 'vectors', 'node_history', 'relationship_history', 'applied', 'access_log',
+        'access_log_rest'
     ] loop
         execute format('alter table memory.%I enable row level security', v_table);
         execute format('alter table memory.%I force row level security', v_table);
@@ -23,7 +24,8 @@ $$;
 
 grant usage on schema memory to hybrid_memory_app;
 grant select, insert, update, delete on
-    memory.heads, memory.nodes, memory.relationships, memory.vectors, memory.node_history, memory.applied
+    memory.heads, memory.nodes, memory.relationships, memory.vectors, memory.node_history, memory.relationship_history,
+    memory.applied
     to hybrid_memory_app;
 grant select, insert, delete on memory.access_log to hybrid_memory_app;
 grant select on memory.migrations to hybrid_memory_app;

@@ -225,6 +225,25 @@ def _standing(patch: JsonObject, seen: JsonObject, current: JsonObject) -> JsonO
     return found
 
 
+def without_removed(patch: str, seen: str, current: str) -> str:
+    """The part of a merge patch that is left without what its writer had seen, in `seen`, and `current` lacks."""
+    texts = (patch, seen, current)
+    return _text(_left(*(cast("JsonObject", orjson.loads(text)) for text in texts)))
+
+
+def _left(patch: JsonObject, seen: JsonObject, current: JsonObject) -> JsonObject:
+    left: JsonObject = {}
+    for name, change in patch.items():
+        if name in seen and name not in current:
+            continue
+        former, stands = seen.get(name), current.get(name)
+        if isinstance(change, dict) and isinstance(former, dict) and isinstance(stands, dict):
+            left[name] = _left(change, former, stands)
+        else:
+            left[name] = change
+    return left
+
+
 def _text(value: JsonValue) -> str:
     return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
 

@@ -13,6 +13,7 @@ from hybrid_memory.changes import (
     node_hash,
     searchable_text,
     still_standing,
+    without_removed,
 )
 from hybrid_memory.graph import Verdict
 from hybrid_memory.jsontext import decode
@@ -80,8 +81,14 @@ def _merged(carried: CarriedNode, patch: str, current: NodeRow) -> NodeRow:
     row = carried.row
     # Laid over in stamp order, so that two replicas merging the same two changes agree field by field.
     later = row.stamp > current.stamp
-    content = merge_text(current.content, patch) if later else merge_text(merge_text("{}", patch), current.content)
-    if not later and carried.patched is not None:
+    if later:
+        content = merge_text(current.content, patch)
+    elif carried.patched is None:
+        content = merge_text(merge_text("{}", patch), current.content)
+    else:
+        # What its writer saw and is gone was removed since, and would be seen nowhere in what stands.
+        left = without_removed(patch, carried.patched, current.content)
+        content = merge_text(merge_text("{}", left), current.content)
         # The later stamp may be another field's. What stands as its writer saw it nobody else has changed since.
         content = merge_text(content, still_standing(patch, carried.patched, current.content))
     newer, older = (row, current) if later else (current, row)
@@ -100,9 +107,21 @@ def _merged(carried: CarriedNode, patch: str, current: NodeRow) -> NodeRow:
 
 
 def decide_relationship(
-    row: RelationshipRow, current: RelationshipRow | None, *, seen: bool, revive: bool, absent_at: int = 0
+    row: RelationshipRow,
+    current: RelationshipRow | None,
+    *,
+    seen: bool,
+    revive: bool,
+    absent_at: int = 0,
+    end_deleted: bool = False,
 ) -> RelationshipDecision:
-    """Decide a relationship operation: delete wins unless revived or known, else the later stamp."""
+    """Decide a relationship operation: delete wins unless revived or known, else the later stamp.
+
+    `end_deleted` says that one of its nodes is a tombstone, or will be when the operation is done: deleting a node
+    deletes its relationships, those too that were not known of, and none may live on.
+    """
+    if end_deleted and row.deleted_at is None:
+        return RelationshipDecision(verdict=Verdict.SUPERSEDED, row=None)
     if current is None or seen or _left_out(current, absent_at):
         return RelationshipDecision(verdict=Verdict.APPLIED, row=row)
     if current.deleted_at is not None and not (revive and row.deleted_at is None):

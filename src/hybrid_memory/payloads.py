@@ -185,3 +185,14 @@ def carried_relationship(payload: str) -> CarriedRelationship:
         rev=0,
     )
     return CarriedRelationship(row, members["revive"] is True, cast("int", members.get("absent_at", 0)))
+
+
+def related_nodes(payload: str) -> tuple[str, str]:
+    """The source and the target of a relationship that `relationship_payload` wrote."""
+    members = cast("dict[str, str]", orjson.loads(payload))
+    return members["source_id"], members["target_id"]
+
+
+def may_revive(payload: str) -> bool:
+    """Whether a node that `node_payload` wrote may take the place of a tombstone; it may be said of others too."""
+    return '"revive":true' in payload or '"absent_at":' in payload

@@ -194,8 +194,11 @@ async def test_an_erasure_leaves_no_row_of_the_user_but_that_it_happened(
     kept = author.store("v")
     await tier.apply(author.opening, [one, two, author.relate("u", one.entity_id, two.entity_id), kept], {})
     await tier.apply(author.opening, [author.store("u", node_id=made_id(one), text="new", base=-1)], {})
+    other = Author()
+    await tier.decide(other.opening, [other.relate("u", one.entity_id, two.entity_id, stamp=1)], 0)
+    assert await admin.fetchval("select count(*) from memory.relationship_history") == 1
     await tier.erase(author.opening, author.erase("u"))
-    for table in ("nodes", "relationships", "vectors", "node_history"):
+    for table in ("nodes", "relationships", "vectors", "node_history", "relationship_history"):
         assert await admin.fetchval(f"select count(*) from memory.{table} where user_id = 'u'") == 0
     log = await admin.fetch("select operation, node_id, request from memory.access_log where user_id = 'u'")
     assert [tuple(row) for row in log] == [("erase", None, None)]
@@ -356,7 +359,7 @@ def made_id(operation: Operation) -> NodeId:
 
 async def everything(admin: asyncpg.Connection) -> list[list[tuple[object, ...]]]:
     """All rows of all tables that an operation could touch."""
-    tables = ("heads", "nodes", "relationships", "node_history", "applied")
+    tables = ("heads", "nodes", "relationships", "node_history", "relationship_history", "applied")
     return [
         [tuple(row) for row in await admin.fetch(f"select * from memory.{table} order by 1, 2, 3")] for table in tables
     ]

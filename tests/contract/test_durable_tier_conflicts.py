@@ -11,7 +11,7 @@ import pytest
 from hybrid_memory.changes import Operation, Rule
 from hybrid_memory.graph import NodeId, Verdict
 from hybrid_memory.jsontext import encode
-from hybrid_memory.messages import Applied
+from hybrid_memory.messages import Applied, Disputed
 from hybrid_memory.ports import DurableTier
 from hybrid_memory.postgres.durable_tier import PostgresDurableTier
 from tests.plugins.author import Author, new_id
@@ -213,6 +213,44 @@ async def test_a_relationship_that_a_deletion_beat_hears_so_again_when_it_is_sen
     assert [(await meeting.we_send(ours)).verdict for _ in range(2)] == [Verdict.SUPERSEDED, Verdict.SUPERSEDED]
 
 
+async def test_a_relationship_that_was_applied_hears_so_again_though_it_was_deleted_since(meeting: Meeting) -> None:
+    one, two = meeting.theirs.store("u"), meeting.theirs.store("u")
+    await meeting.tier.apply(meeting.theirs.opening, [one, two], {})
+    ours = meeting.ours.relate("u", one.entity_id, two.entity_id)
+    assert (await meeting.we_send(ours)).verdict is Verdict.APPLIED
+    await meeting.tier.apply(meeting.theirs.opening, [meeting.theirs.bury("u", two)], {})
+    assert (await meeting.we_send(ours)).verdict is Verdict.APPLIED
+    assert await meeting.admin.fetchval("select count(*) from memory.relationship_history") == 0
+
+
+async def test_a_relationship_that_lost_to_a_later_one_hears_so_again_and_is_kept(meeting: Meeting) -> None:
+    one, two = meeting.theirs.store("u"), meeting.theirs.store("u")
+    knows = meeting.theirs.relate("u", one.entity_id, two.entity_id, weight=0.5, stamp=LATE)
+    await meeting.tier.apply(meeting.theirs.opening, [one, two, knows], {})
+    ours = meeting.ours.relate("u", one.entity_id, two.entity_id, weight=0.9, stamp=EARLY)
+    assert [(await meeting.we_send(ours)).verdict for _ in range(2)] == [Verdict.SUPERSEDED, Verdict.SUPERSEDED]
+    kept = await meeting.admin.fetch("select source_id::text, weight, stamp from memory.relationship_history")
+    assert [tuple(row) for row in kept] == [(one.entity_id, 0.9, EARLY)]
+
+
+@pytest.mark.parametrize("theirs_is", ["before", "between", "both"])
+async def test_an_erasure_whose_answer_was_lost_is_told_as_at_first_whoever_erased_besides(
+    meeting: Meeting, theirs_is: str
+) -> None:
+    """What is told is the last erasure its writer knows of: one of another's stays unheard of."""
+    await meeting.they_store()
+    await meeting.tier.erase(meeting.theirs.opening, meeting.theirs.erase("u"))
+    first = await meeting.admin.fetchval("select erased_rev from memory.heads")
+    if theirs_is != "between":
+        await meeting.tier.erase(meeting.theirs.opening, meeting.theirs.erase("u"))
+    ours = meeting.ours.erase("u", heard_of=first)
+    told = await meeting.tier.erase(meeting.ours.opening, ours)
+    assert told == (first + 1 if theirs_is == "between" else first)
+    if theirs_is != "before":
+        await meeting.tier.erase(meeting.theirs.opening, meeting.theirs.erase("u"))
+    assert await meeting.tier.erase(meeting.ours.opening, ours) == told
+
+
 async def test_a_relationship_of_what_an_unheard_erasure_has_taken_is_rejected_and_not_dead(meeting: Meeting) -> None:
     """Its writer never heard of an erasure, so time decides: its nodes come before it, the relationship after."""
     one, two = meeting.ours.store("u"), meeting.ours.store("u")
@@ -227,3 +265,77 @@ async def test_a_relationship_of_what_an_unheard_erasure_has_taken_is_rejected_a
         Verdict.REJECTED,
         Verdict.APPLIED,
     ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ends:
+    """Two nodes that stand, of which one is about to be deleted by those who stored them."""
+
+    source: Operation
+    target: Operation
+
+
+async def they_delete_an_end(meeting: Meeting) -> Ends:
+    """They store two nodes and delete the second; we had seen both."""
+    ends = Ends(source=meeting.theirs.store("u"), target=meeting.theirs.store("u"))
+    await meeting.tier.apply(meeting.theirs.opening, [ends.source, ends.target], {})
+    await meeting.tier.apply(meeting.theirs.opening, [meeting.theirs.bury("u", ends.target)], {})
+    return ends
+
+
+async def live_relationships(meeting: Meeting) -> tuple[int, int]:
+    """How many stand, and how many the head counts."""
+    standing = await meeting.admin.fetchval("select count(*) from memory.relationships where deleted_at is null")
+    return standing, await meeting.admin.fetchval("select relationships from memory.heads")
+
+
+@pytest.mark.parametrize("outward", [True, False])
+async def test_a_relationship_of_an_end_that_was_deleted_unseen_is_superseded(meeting: Meeting, outward: bool) -> None:
+    ends = await they_delete_an_end(meeting)
+    pair = (ends.source.entity_id, ends.target.entity_id)
+    ours = meeting.ours.relate("u", *(pair if outward else pair[::-1]), stamp=LATE)
+    with pytest.raises(Disputed):
+        await meeting.tier.apply(meeting.ours.opening, [ours], {})
+    assert [(await meeting.we_send(ours)).verdict for _ in range(2)] == [Verdict.SUPERSEDED, Verdict.SUPERSEDED]
+    assert await live_relationships(meeting) == (0, 0)
+
+
+async def test_a_relationship_goes_with_an_end_whose_update_a_deletion_has_beaten(meeting: Meeting) -> None:
+    ends = await they_delete_an_end(meeting)
+    update = meeting.ours.store("u", node_id=Author.node_id(ends.target), base=2, stamp=LATE)
+    knows = meeting.ours.relate("u", ends.source.entity_id, ends.target.entity_id)
+    batch = await meeting.tier.decide(meeting.ours.opening, [update, knows], 0)
+    assert [one.verdict for one in batch.operations] == [Verdict.SUPERSEDED, Verdict.SUPERSEDED]
+    assert await live_relationships(meeting) == (0, 0)
+
+
+async def test_a_relationship_of_an_end_that_was_deleted_and_revived_is_applied(meeting: Meeting) -> None:
+    ends = await they_delete_an_end(meeting)
+    revival = meeting.theirs.store("u", node_id=Author.node_id(ends.target), base=3, revive=True, delta=1)
+    await meeting.tier.apply(meeting.theirs.opening, [revival], {})
+    ours = meeting.ours.relate("u", ends.source.entity_id, ends.target.entity_id)
+    await meeting.tier.apply(meeting.ours.opening, [ours], {})
+    assert await live_relationships(meeting) == (1, 1)
+
+
+@pytest.mark.parametrize("seen", [True, False])
+async def test_a_relationship_goes_with_the_revival_of_its_end(meeting: Meeting, seen: bool) -> None:
+    ends = await they_delete_an_end(meeting)
+    target = Author.node_id(ends.target)
+    revival = meeting.ours.store("u", node_id=target, base=3 if seen else 2, revive=True, delta=1)
+    knows = meeting.ours.relate("u", ends.source.entity_id, target)
+    if seen:
+        await meeting.tier.apply(meeting.ours.opening, [revival, knows], {})
+    else:
+        batch = await meeting.tier.decide(meeting.ours.opening, [revival, knows], 0)
+        assert [one.verdict for one in batch.operations] == [Verdict.APPLIED, Verdict.APPLIED]
+    assert await live_relationships(meeting) == (1, 1)
+
+
+async def test_a_deletion_takes_a_relationship_along_that_it_never_saw(meeting: Meeting) -> None:
+    one, two = meeting.theirs.store("u"), meeting.theirs.store("u")
+    await meeting.tier.apply(meeting.theirs.opening, [one, two], {})
+    knows = meeting.ours.relate("u", one.entity_id, two.entity_id)
+    await meeting.tier.apply(meeting.ours.opening, [knows], {})
+    await meeting.tier.apply(meeting.theirs.opening, [meeting.theirs.bury("u", two)], {})
+    assert await live_relationships(meeting) == (0, 0)

@@ -76,7 +76,7 @@ async def test_forgetting_leaves_no_byte_in_the_file_and_no_row_in_postgres(
         assert await contents(memory) == {}
         await drained(manager)
     assert canaries_in(tmp_path) == 0
-    for table in ("nodes", "relationships", "node_history", "vectors"):
+    for table in ("nodes", "relationships", "node_history", "relationship_history", "vectors"):
         assert await admin.fetchval(f"select count(*) from memory.{table}") == 0
 
 

@@ -16,7 +16,7 @@ from tests.support.managers import FACT, both_tiers_agree, contents, drained, op
 
 CANARY = "canary-42e9"
 SECONDS = 20.0
-TABLES = ("nodes", "relationships", "node_history", "vectors")
+TABLES = ("nodes", "relationships", "node_history", "vectors", "relationship_history")
 
 
 @pytest.mark.parametrize("postgres_is", ["away", "there"])

@@ -16,7 +16,7 @@ from hybrid_memory import HybridMemoryManager, Status, UserMemory, Verdict
 from hybrid_memory.events import PersistFailed
 from hybrid_memory.testing.proxy import Loss, Proxy
 from tests.plugins.postgres import Database
-from tests.support.managers import FACT, Ears, both_tiers_agree, drained, head_rev, opened
+from tests.support.managers import FACT, Ears, both_tiers_agree, contents, drained, head_rev, opened
 
 # Of one user, or of many.
 APPLY = "memory.apply"
@@ -121,3 +121,42 @@ async def test_relationships_and_deletes_survive_cuts_between_them(wire: Wire) -
     # Four nodes, three relationships, the burial of two of these and of a node, six updates.
     assert await head_rev(wire.admin, "ada") == 4 + 3 + 3 + 6
     await both_tiers_agree(wire.manager, wire.memory)
+
+
+async def test_a_relationship_whose_reply_was_lost_is_told_as_applied_though_another_deleted_it_meanwhile(
+    wire: Wire, postgres: Database, tmp_path: Path
+) -> None:
+    ends = [await wire.memory.store({"n": number}, context_type=FACT, wait=LONG_ENOUGH) for number in range(2)]
+    wire.proxy.refuse()
+    wire.proxy.lose(APPLY, Loss.REPLY)
+    receipt = await wire.memory.relate(ends[0].node_id, ends[1].node_id, "led_to", wait=0)
+    await wire.proxy.struck(1)
+    async with opened(postgres, tmp_path / "other") as other:
+        there = await other.ensure_user_memories("ada")
+        await there.delete(ends[1].node_id, wait=LONG_ENOUGH)
+    await wire.proxy.heal()
+    assert (await receipt.durable(LONG_ENOUGH)).verdict is Verdict.APPLIED
+    await both_tiers_agree(wire.manager, wire.memory)
+    assert await wire.memory.neighbours(ends[0].node_id) == []
+
+
+async def test_an_erasure_whose_reply_was_lost_does_not_hide_that_of_another_process(
+    wire: Wire, postgres: Database, tmp_path: Path
+) -> None:
+    await wire.memory.store({"text": "tea"}, context_type=FACT, wait=LONG_ENOUGH)
+    wire.proxy.refuse()
+    wire.proxy.lose("commit", Loss.REPLY)
+    await wire.manager.forget("ada")
+    await wire.proxy.struck(1)
+    behind = await wire.memory.store({"text": "behind our own erasure"}, context_type=FACT, wait=0)
+    async with opened(postgres, tmp_path / "other") as other:
+        await other.forget("ada")
+        await drained(other)
+    await wire.proxy.heal()
+    assert (await behind.durable(LONG_ENOUGH)).verdict is Verdict.REJECTED
+    await both_tiers_agree(wire.manager, wire.memory)
+    assert await contents(wire.memory) == {}
+    # It has heard of both when it is loaded.
+    await wire.manager.ensure_user_memories("ada")
+    anew = await wire.memory.store({"text": "anew"}, context_type=FACT, wait=LONG_ENOUGH)
+    assert anew.verdict is Verdict.APPLIED

@@ -8,7 +8,7 @@ from typing import LiteralString
 import asyncpg
 import pytest
 
-from hybrid_memory.postgres.durable_tier import PostgresDurableTier
+from hybrid_memory.postgres import standings
 from hybrid_memory.postgres.snapshot import PostgresSnapshot
 from tests.plugins.postgres import Database, connected
 
@@ -58,12 +58,13 @@ async def plan_of(connection: asyncpg.Connection, statement: LiteralString, *arg
         (PostgresSnapshot.NEWER_RELATIONSHIPS, ("'user7'", "190"), "relationships_by_rev"),
         (PostgresSnapshot.LIVE_NODES, ("'user7'", "1"), "nodes_"),
         (PostgresSnapshot.LIVE_RELATIONSHIPS, ("'user7'",), "relationships_"),
-        (PostgresDurableTier.STANDING_NODES, ("'user7'", "array[gen_random_uuid()]"), "nodes_pkey"),
+        (standings.STANDING_NODES, ("'user7'", "array[gen_random_uuid()]"), "nodes_pkey"),
         (
-            PostgresDurableTier.STANDING_RELATIONSHIPS,
+            standings.STANDING_RELATIONSHIPS,
             ("'user7'", "array[gen_random_uuid()]"),
             "relationships_pkey",
         ),
+        (standings.RELATED_NODES, ("'user7'", "array[gen_random_uuid()]"), "nodes_pkey"),
         # The statement inside memory.heads_of.
         (
             "select h.user_id, h.rev from memory.heads h where h.user_id = any ($1::text[])",

@@ -22,7 +22,7 @@ from hybrid_memory.clock import IdSource, StampClock, SystemClock
 from hybrid_memory.graph import NodeId
 from hybrid_memory.jsontext import encode
 from hybrid_memory.messages import Opening
-from hybrid_memory.payloads import node_payload, relationship_payload
+from hybrid_memory.payloads import erasure_payload, node_payload, relationship_payload
 
 _CLOCK = SystemClock()
 _STAMPS = StampClock(_CLOCK)
@@ -110,8 +110,8 @@ class Author:
         delta = 1 if base == 0 else 0
         return self._operation(user_id, Kind.RELATIONSHIP, row.relationship_id, row, base, delta, payload)
 
-    def erase(self, user_id: str) -> Operation:
-        return self._operation(user_id, Kind.ERASE, user_id, None, 0, 0, "{}")
+    def erase(self, user_id: str, *, heard_of: int = -1) -> Operation:
+        return self._operation(user_id, Kind.ERASE, user_id, None, 0, 0, erasure_payload(heard_of))
 
     @staticmethod
     def node_id(operation: Operation) -> NodeId:

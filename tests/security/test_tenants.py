@@ -19,7 +19,17 @@ RELATIONS = """
       and c.relname <> 'migrations'
     order by c.relname
 """
-TABLES = {"heads", "nodes", "relationships", "vectors", "node_history", "applied", "access_log", "access_log_rest"}
+TABLES = {
+    "heads",
+    "nodes",
+    "relationships",
+    "vectors",
+    "node_history",
+    "relationship_history",
+    "applied",
+    "access_log",
+    "access_log_rest",
+}
 
 
 @pytest.fixture
@@ -47,7 +57,8 @@ async def fill(tier: DurableTier, user_id: str) -> None:
     await tier.apply(author.opening, [third], {})
     await tier.apply(author.opening, [author.bury(user_id, third)], {})
     other = Author()
-    await tier.decide(other.opening, [other.store(user_id, node_id=author.node_id(one), text="x")], 0)
+    lost = other.store(user_id, node_id=author.node_id(one), text="x")
+    await tier.decide(other.opening, [lost, other.relate(user_id, one.entity_id, third.entity_id)], 0)
 
 
 async def be(connection: asyncpg.Connection, user_id: str) -> None:

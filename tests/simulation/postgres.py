@@ -6,7 +6,7 @@ import hashlib
 import random
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, cast
 
 import orjson
@@ -18,7 +18,7 @@ from hybrid_memory.messages import Applied, AppliedUser, BatchApplied, Disputed,
 from hybrid_memory.payloads import carried_node, carried_relationship, erasure_told
 from hybrid_memory.postgres import batches
 from hybrid_memory.postgres.batches import RowChange, UserChanges
-from hybrid_memory.postgres.deciding import Decided, Lost, Standing, decide
+from hybrid_memory.postgres.deciding import Lost, Met, Standing, decide
 from hybrid_memory.testing.history import Entry
 
 
@@ -41,12 +41,12 @@ class Account:
     rows: dict[str, Standing] = field(default_factory=dict[str, Standing])
     marks: dict[str, Mark] = field(default_factory=dict[str, Mark])
     history: tuple[Lost, ...] = ()
+    # Each client's last erasure: its number, and what was told of it.
+    erasures: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
 
     def draft(self) -> Account:
         """A copy to work on: it takes the place of this one when the transaction commits."""
-        return Account(
-            self.epoch, self.rev, self.erased_rev, self.erased_at, self.rows.copy(), self.marks.copy(), self.history
-        )
+        return replace(self, rows=self.rows.copy(), marks=self.marks.copy(), erasures=self.erasures.copy())
 
 
 class Image(NamedTuple):
@@ -110,9 +110,10 @@ class Postgres:
     def _put(self, draft: Account, opening: Opening, change: UserChanges, entries: list[Entry]) -> int:
         """One user's rows, their revisions and the mark; the revision of the last of them."""
         before = draft.rev
-        for row in change.rows:
-            draft.rev += 1
-            _write(draft, opening.client_id, row, draft.rev)
+        # Nodes are written before relationships, each with the revision of its place.
+        for rev, row in sorted(enumerate(change.rows, before + 1), key=lambda placed: placed[1].kind is not Kind.NODE):
+            _write(draft, opening.client_id, row, rev)
+        draft.rev += len(change.rows)
         draft.marks[opening.client_id] = Mark(change.last_seq, opening.number, opening.token)
         last = draft.rev
         if any(map(batches.buries_node, change.rows)):
@@ -138,12 +139,8 @@ class Postgres:
         account, done = self._open_user(opening, user_id)
         before = account.rev
         fresh = [one for one in operations if one.seq > done]
-        decided = [
-            Decided(operation=one, verdict=Verdict.REJECTED)
-            if _before_erasure(one, account, erased_rev)
-            else decide(one, account.rows.get(one.entity_id), opening.client_id)
-            for one in fresh
-        ]
+        erased = {one.seq for one in fresh if _before_erasure(one, account, erased_rev)}
+        decided = decide(fresh, _met(account, fresh), opening.client_id, erased)
         entries: list[Entry] = []
         revs: dict[int, int] = {}
         if decided:
@@ -190,7 +187,12 @@ class Postgres:
         """`memory.erase`; done again, it only says what it said. Raises `Fenced`."""
         account, done = self._open_user(opening, operation.user_id)
         if done >= operation.seq:
-            return account.erased_rev
+            seq, told = account.erasures.get(opening.client_id, (0, 0))
+            return (
+                told
+                if seq == operation.seq
+                else erasure_told(operation.payload, account.erased_rev, account.erased_rev)
+            )
         before = account.erased_rev
         account.rev += 1
         account.erased_rev, account.erased_at = account.rev, self._now_us()
@@ -198,7 +200,9 @@ class Postgres:
         account.marks[opening.client_id] = Mark(operation.seq, opening.number, opening.token)
         self.accounts[operation.user_id] = account
         self.ledger.append(_entry(opening, operation, Verdict.APPLIED, account.rev))
-        return erasure_told(operation.payload, before, account.erased_rev)
+        told = erasure_told(operation.payload, before, account.erased_rev)
+        account.erasures[opening.client_id] = (operation.seq, told)
+        return told
 
     def head(self, user_id: str, client_id: str | None = None) -> Head | None:
         """A user's head, if it has one; with a client's mark, if it is that of a client."""
@@ -245,6 +249,17 @@ class Postgres:
         nodes = sum(isinstance(row, NodeRow) for row in live)
         return Digest(value=value, nodes=nodes, relationships=len(live) - nodes)
 
+    def without_end(self) -> list[str]:
+        """The live relationships of a node that is a tombstone."""
+        return [
+            row.relationship_id
+            for account in self.accounts.values()
+            for row in (one.row for one in account.rows.values())
+            if isinstance(row, RelationshipRow)
+            and row.deleted_at is None
+            and not _deleted_nodes(account).isdisjoint({row.source_id, row.target_id})
+        ]
+
     def saved(self) -> tuple[dict[str, Account], int]:
         """The state as a lagging standby has it."""
         return {user_id: account.draft() for user_id, account in self.accounts.items()}, len(self.ledger)
@@ -275,6 +290,8 @@ def _write(draft: Account, client_id: str, change: RowChange | Operation, rev: i
         row = carried_node(change.payload).row._replace(rev=rev)
     else:
         row = carried_relationship(change.payload)[0]._replace(rev=rev)
+        if row.deleted_at is None and not _deleted_nodes(draft).isdisjoint({row.source_id, row.target_id}):
+            raise Disputed(frozenset())
     standing = draft.rows.get(row[0])
     if standing is not None:
         seen = change.base != 0 and (standing.row.rev == change.base or standing.made_by(client_id, -change.base))
@@ -291,6 +308,17 @@ def _is_live(row: NodeRow | RelationshipRow, now_us: int) -> bool:
 
 def _is_buried_node(standing: Standing) -> bool:
     return isinstance(standing.row, NodeRow) and standing.row.deleted_at is not None
+
+
+def _deleted_nodes(account: Account) -> frozenset[str]:
+    return frozenset(one.row[0] for one in account.rows.values() if _is_buried_node(one))
+
+
+def _met(account: Account, operations: Sequence[Operation]) -> Met:
+    """What the adapter reads of the rows that operations meet."""
+    ids = {(one.kind, one.entity_id) for one in operations}
+    standings = {(kind, row_id): account.rows[row_id] for kind, row_id in ids if row_id in account.rows}
+    return Met(standings=standings, deleted_nodes=_deleted_nodes(account))
 
 
 def _before_erasure(operation: Operation, account: Account, erased_rev: int) -> bool:

@@ -251,6 +251,18 @@ class Process:
             found[user_id, key] = Standing(rev, None, row_hash)
         return found
 
+    def without_end(self) -> list[str]:
+        """The live relationships whose source or target is shown as deleted."""
+        assert self.file is not None
+        return [
+            key
+            for (key,) in self.file.database.point.all(
+                "select distinct r.relationship_id from users u join relationships r using (user_no)"
+                " join nodes n on n.user_no = u.user_no and n.node_id in (r.source_id, r.target_id)"
+                " where r.deleted_at is null and n.deleted_at is not null"
+            )
+        ]
+
     def buried_keys(self) -> set[tuple[str, str]]:
         """The rows that operations in the dead letters changed, or related to what they changed."""
         assert self.file is not None

@@ -213,7 +213,8 @@ class Schedule:
             self._look()
 
     def _look(self) -> None:
-        """Where every acknowledged operation is, and whether copies are what they say."""
+        """Where every acknowledged operation is, and whether copies and Postgres are what they are to be."""
+        self.findings += [f"{one} stands in Postgres without an end" for one in self.postgres.without_end()]
         queued: set[str] = set()
         dead: set[str] = set()
         for process in self.processes:
@@ -348,6 +349,7 @@ class Schedule:
         history.clocks_agree = not any(self.options.skews_seconds)
         history.losers = sum(len(account.history) for account in self.postgres.accounts.values())
         for process in self.processes:
+            self.findings += [f"{one} is shown by {process.name} without an end" for one in process.without_end()]
             history.replicas[process.name] = {
                 place: row for place, row in process.rows().items() if place[0] in self.options.users
             }

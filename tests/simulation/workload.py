@@ -219,9 +219,12 @@ class Workload:
         return self._chance.choice(_ids_of(user))
 
     async def _relate(self, process: Process, manager: HybridMemoryManager, user: str) -> None:
-        source, target = self._any_node(user), self._any_node(user)
+        handle = manager.user(user)
+        # What is there to be related, as far as this process knows; others may be deleting it.
+        live = [node_id for node_id in _ids_of(user) if await handle.get(node_id) is not None] or _ids_of(user)
+        source, target = self._chance.choice(live), self._chance.choice(live)
         call = self._name(process)
-        store = manager.user(user).relate(source, target, "led_to", properties={"by": call}, wait=self._wait())
+        store = handle.relate(source, target, "led_to", properties={"by": call}, wait=self._wait())
         await self._write(process, Act.RELATE, user, None, call, store)
 
     async def _delete(self, process: Process, manager: HybridMemoryManager, user: str) -> None:

@@ -24,11 +24,12 @@ from hybrid_memory.clock import entity_node_id, keyed_node_id
 from hybrid_memory.errors import NotFound
 from hybrid_memory.testing.postgres import short_folder
 from hybrid_memory.testing.proxy import Loss, Proxy
-from tests.plugins.postgres import Database
+from tests.plugins.postgres import Database, connected
 from tests.support.expectations import Expectations, Member, Place
 from tests.support.managers import FACT, both_tiers_agree, drained
 from tests.support.own_server import OwnServer
 from tests.support.waiting import turns
+from tests.support.without_end import without_end
 
 T = TypeVar("T")
 
@@ -360,6 +361,8 @@ class MemoryMachine(RuleBasedStateMachine):
         members = {entity_node_id(user_id, SYSTEM, ENTITY): await self._fields(memory)}
         wrong = self.expected.rest(user_id, standing, members)
         unknown = standing.keys() - {place.node_id for place in self.expected.places(user_id)}
+        async with connected(self.ground.database.admin_dsn) as admin:
+            assert not await without_end(admin)
         assert not unknown, f"nobody wrote {sorted(unknown)} of {user_id}"
         assert not wrong, "\n".join(wrong)
 

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple, cast
 import asyncpg
 
 from tests.support.sharing_worker import COUNTED, ERASED, KEPT, SYSTEM
+from tests.support.without_end import without_end
 from tests.support.witness import Verdict
 
 LEDGER: Final = """
@@ -254,7 +255,7 @@ def _ordered(ledger: Sequence[Row], verdict: Verdict) -> None:
 
 
 async def _standing(admin: asyncpg.Connection, ledger: Sequence[Row], verdict: Verdict) -> None:
-    """Revisions have no gap, and nothing erased has come back."""
+    """Revisions have no gap, nothing erased has come back, and no relationship lives without its ends."""
     for head in await admin.fetch("select user_id, rev from memory.heads where user_id <> $1", ERASED):
         revs = [row.rev for row in ledger if row.user == head["user_id"]]
         if revs != list(range(1, head["rev"] + 1)):
@@ -263,3 +264,4 @@ async def _standing(admin: asyncpg.Connection, ledger: Sequence[Row], verdict: V
         "select n.node_id::text from memory.nodes n join memory.heads h using (user_id) where n.rev <= h.erased_rev"
     )
     verdict.doubled += [f"{row[0]} was erased" for row in back]
+    verdict.diverged += [f"{edge} outlived its end" for edge in await without_end(admin)]

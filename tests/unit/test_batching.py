@@ -16,16 +16,19 @@ from hybrid_memory.payloads import relationship_payload
 
 @dataclass(frozen=True, slots=True)
 class Deed:
-    """An operation in short: n1 stores node 1, d1 deletes it, r12 relates 1 to 2, x erases the user."""
+    """An operation in short: n1 stores node 1, v1 revives it, d1 deletes it, r12 relates 1 to 2, x erases the user."""
 
     user: str
     what: str
 
 
 def _operation(seq: int, deed: Deed) -> Operation:
-    kind = {"n": Kind.NODE, "d": Kind.NODE, "r": Kind.RELATIONSHIP, "x": Kind.ERASE}[deed.what[0]]
-    payload = _relation(deed.what[1], deed.what[2]) if kind is Kind.RELATIONSHIP else "{}"
-    entity = {"n": f"node {deed.what[1:]}", "d": f"node {deed.what[1:]}", "r": deed.what, "x": deed.user}[deed.what[0]]
+    kind = {"n": Kind.NODE, "v": Kind.NODE, "d": Kind.NODE, "r": Kind.RELATIONSHIP, "x": Kind.ERASE}[deed.what[0]]
+    payload = '{"revive":true}' if deed.what[0] == "v" else "{}"
+    if kind is Kind.RELATIONSHIP:
+        payload = _relation(deed.what[1], deed.what[2])
+    node = f"node {deed.what[1:]}"
+    entity = {"n": node, "v": node, "d": node, "r": deed.what, "x": deed.user}[deed.what[0]]
     return Operation(
         seq=seq,
         op_id=f"op-{seq}",
@@ -82,6 +85,10 @@ def _anns(*whats: str) -> list[Operation]:
         (["d1", "r21"], 1),
         (["d1", "r23"], 2),
         (["r12", "d1"], 2),
+        (["r12", "v1"], 1),
+        (["r12", "v2"], 1),
+        (["r12", "v3"], 2),
+        (["v1", "r12"], 2),
         (["x"], 1),
         (["x", "n1"], 1),
         (["n1", "x"], 1),
@@ -111,7 +118,7 @@ def test_a_user_named_like_another_ones_node_is_no_obstacle() -> None:
 _DEEDS = st.builds(
     Deed,
     st.sampled_from(["ann", "bea", "cas"]),
-    st.sampled_from(["n1", "n2", "n3", "d1", "d2", "r12", "r23", "r31", "x"]),
+    st.sampled_from(["n1", "n2", "n3", "v1", "d1", "d2", "r12", "r23", "r31", "x"]),
 )
 
 

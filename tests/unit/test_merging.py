@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import permutations
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from hybrid_memory.changes import (
     RelationshipChange,
     RelationshipRow,
     Rule,
+    merge_text,
     node_hash,
     node_row,
     patched_members,
@@ -180,6 +182,34 @@ def test_two_merges_give_the_same_content_in_whichever_order_they_arrive(patches
     for patch in patches:
         expected |= patch
     assert results == {encode(expected)}
+
+
+_STOOD = encode({"a": 0, "b": 0, "in": {"x": 0, "y": 0}})
+_PATCHES: st.SearchStrategy[Any] = st.fixed_dictionaries(
+    {},
+    optional={
+        "a": st.none() | st.integers(1, 3),
+        "b": st.none() | st.integers(1, 3),
+        "new": st.integers(1, 3),
+        "in": st.fixed_dictionaries({}, optional={"x": st.none() | st.integers(1, 3), "y": st.none()}),
+    },
+)
+
+
+@given(st.lists(_PATCHES, min_size=2, max_size=2))
+def test_a_field_removed_by_one_of_two_merges_is_the_same_in_whichever_order_they_arrive(drawn: list[Any]) -> None:
+    base, patches = _node(_STOOD, stamp=1), [orjson.dumps(patch).decode() for patch in drawn]
+    expected = merge_text(merge_text(_STOOD, patches[0]), patches[1])
+    for order in permutations(range(2)):
+        standing = base
+        for number in order:
+            patch = patches[number]
+            row = _node(merge_text(_STOOD, patch), stamp=10 * (number + 1))
+            carried = _carried(row, Rule.MERGE, patch=patch, patched=patched_members(_STOOD, patch))
+            decision = decide_node(carried, standing, seen=standing is base)
+            assert decision.row is not None
+            standing = decision.row
+        assert decode(standing.content) == decode(expected)
 
 
 @given(st.permutations(range(4)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from hybrid_memory.changes import Kind, NodeRow, Operation, RelationshipRow, Rule
@@ -30,6 +31,19 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Met:
+    """What one user's operations meet: the rows that stand, and which nodes, of those that they relate, are deleted."""
+
+    standings: Mapping[tuple[Kind, str], Standing]
+    present_nodes: frozenset[str] = frozenset()
+    deleted_nodes: frozenset[str] = frozenset()
+
+    def standing(self, operation: Operation) -> Standing | None:
+        """The row that an operation is about."""
+        return self.standings.get((operation.kind, operation.entity_id))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Lost:
     """A content that a decision went against: `rev` and `beaten_by` are those of the row that stands."""
 
@@ -40,24 +54,40 @@ class Lost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decided:
-    """What becomes of an operation: `change` None leaves what stands."""
+    """What becomes of an operation: `row` stands then, and `change` writes it; None leaves what stands."""
 
     operation: Operation
     verdict: Verdict
+    row: NodeRow | RelationshipRow | None = None
     change: RowChange | None = None
     lost: Lost | None = None
     as_sent: bool = False
 
 
-def decide(operation: Operation, standing: Standing | None, client_id: str) -> Decided:
-    """Decide an operation by the merge rules."""
-    match operation.kind:
-        case Kind.NODE:
-            return _decide_node(operation, standing, client_id)
-        case Kind.RELATIONSHIP:
-            return _decide_relationship(operation, standing, client_id)
-        case Kind.ERASE:
+def decide(operations: Sequence[Operation], met: Met, client_id: str, erased: Container[int] = ()) -> list[Decided]:
+    """Decide one user's operations by the merge rules, in their order; `erased` are numbers that an erasure beat.
+
+    The nodes among them are written before the relationships, so these meet what becomes of their ends.
+    """
+    decided: dict[int, Decided] = {}
+    deleted = set(met.deleted_nodes)
+    for operation in sorted(operations, key=_is_relationship):
+        if operation.seq in erased:
+            outcome = Decided(operation=operation, verdict=Verdict.REJECTED)
+        elif operation.kind is Kind.NODE:
+            outcome = _decide_node(operation, met.standing(operation), client_id)
+        elif operation.kind is Kind.RELATIONSHIP:
+            outcome = _decide_relationship(operation, met.standing(operation), client_id, deleted)
+        else:
             raise ValueError("an erasure is not decided, it is done")
+        decided[operation.seq] = outcome
+        if isinstance(outcome.row, NodeRow):
+            (deleted.discard if outcome.row.deleted_at is None else deleted.add)(operation.entity_id)
+    return [decided[operation.seq] for operation in operations]
+
+
+def _is_relationship(operation: Operation) -> bool:
+    return operation.kind is Kind.RELATIONSHIP
 
 
 def _decide_node(operation: Operation, standing: Standing | None, client_id: str) -> Decided:
@@ -80,16 +110,21 @@ def _decide_node(operation: Operation, standing: Standing | None, client_id: str
         payload=operation.payload if as_sent else node_payload(operation.user_id, decision.row, rule=Rule.REPLACE),
         merged=decision.verdict is Verdict.MERGED,
     )
-    return Decided(operation=operation, verdict=decision.verdict, change=change, lost=lost, as_sent=as_sent)
+    return Decided(
+        operation=operation, verdict=decision.verdict, row=decision.row, change=change, lost=lost, as_sent=as_sent
+    )
 
 
-def _decide_relationship(operation: Operation, standing: Standing | None, client_id: str) -> Decided:
+def _decide_relationship(
+    operation: Operation, standing: Standing | None, client_id: str, deleted_nodes: Container[str]
+) -> Decided:
     row, revive, absent_at = carried_relationship(operation.payload)
     current = standing.row if standing is not None else None
     if current is not None and not isinstance(current, RelationshipRow):
         raise TypeError("a relationship was held against a node")
     seen = standing is not None and standing.seen_by(operation, client_id)
-    decision = decide_relationship(row, current, seen=seen, revive=revive, absent_at=absent_at)
+    end_deleted = row.source_id in deleted_nodes or row.target_id in deleted_nodes
+    decision = decide_relationship(row, current, seen=seen, revive=revive, absent_at=absent_at, end_deleted=end_deleted)
     if decision.row is None:
         return Decided(operation=operation, verdict=decision.verdict)
     as_sent = decision.row is row
@@ -100,7 +135,7 @@ def _decide_relationship(operation: Operation, standing: Standing | None, client
         payload=operation.payload if as_sent else relationship_payload(operation.user_id, decision.row),
         merged=decision.verdict is Verdict.MERGED,
     )
-    return Decided(operation=operation, verdict=decision.verdict, change=change, as_sent=as_sent)
+    return Decided(operation=operation, verdict=decision.verdict, row=decision.row, change=change, as_sent=as_sent)
 
 
 def _change(
@@ -125,19 +160,16 @@ def _change(
 def told_again(operation: Operation, standing: Standing | None, client_id: str, *, erased: bool) -> Applied:
     """What is known, from what stands, of an operation whose first answer was lost; `erased`, an erasure beat it.
 
-    Of a node that lost to another the history knows more.
+    Of what lost to another the history knows more.
     """
     if erased:
         return Applied(operation, Verdict.REJECTED, None)
     if standing is not None and standing.made_by(client_id, operation.seq):
         return Applied(operation, Verdict.APPLIED, standing.row.rev)
-    if operation.kind is Kind.RELATIONSHIP and standing is not None and standing.row.deleted_at is not None:
-        # Deleted before it or since: of relationships no history tells, and a copy must not go on showing it.
-        return Applied(operation, Verdict.SUPERSEDED, None)
     return Applied(operation, Verdict.APPLIED, None)
 
 
 def verdict_of_loser(operation: Operation) -> Verdict:
-    """The verdict on a node whose content is in the history as having lost."""
-    compares = carried_node(operation.payload).rule is Rule.COMPARE
+    """The verdict on an operation that is in the history as having lost."""
+    compares = operation.kind is Kind.NODE and carried_node(operation.payload).rule is Rule.COMPARE
     return Verdict.REJECTED if compares else Verdict.SUPERSEDED

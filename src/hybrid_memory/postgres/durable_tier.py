@@ -10,9 +10,8 @@ from typing import Final, LiteralString, TypeAlias, TypeVar, cast
 import asyncpg
 import orjson
 
-from hybrid_memory.changes import Kind, NodeRow, Operation
+from hybrid_memory.changes import Kind, Operation
 from hybrid_memory.errors import Contended, Fenced, NumbersReused
-from hybrid_memory.graph import Verdict
 from hybrid_memory.messages import (
     Applied,
     AppliedUser,
@@ -20,15 +19,16 @@ from hybrid_memory.messages import (
     Disputed,
     Opening,
 )
-from hybrid_memory.payloads import carried_relationship, erasure_told
+from hybrid_memory.payloads import erasure_told, related_nodes
 from hybrid_memory.postgres import batches
 from hybrid_memory.postgres.batches import UserChanges
 from hybrid_memory.postgres.database import Connection, Link, Meet, PostgresSettings, Purpose, transaction
-from hybrid_memory.postgres.deciding import Decided, Lost, Standing, decide, told_again, verdict_of_loser
+from hybrid_memory.postgres.deciding import Decided, Met, decide, told_again
 from hybrid_memory.postgres.lock_waits import LockWaits
+from hybrid_memory.postgres.losers import remember, unless_beaten
 from hybrid_memory.postgres.openings import mark_met, note_openings
 from hybrid_memory.postgres.roles import Capabilities, check_server
-from hybrid_memory.postgres.rows import node_row, relationship_row
+from hybrid_memory.postgres.standings import meet
 
 T = TypeVar("T")
 
@@ -37,7 +37,6 @@ _HEAD_START: Final = timedelta(seconds=1)
 
 # Each user's revision and epoch, in the order of the batch.
 _Heads: TypeAlias = "tuple[Sequence[int], Sequence[str]]"
-_Standings: TypeAlias = "dict[tuple[Kind, str], Standing]"
 
 
 class PostgresDurableTier:
@@ -128,23 +127,18 @@ class PostgresDurableTier:
         user_id = operations[0].user_id
         opened = await self._open_user(connection, opening, user_id)
         done = await _done(connection, opening, opened, operations)
-        standings = await self._standings(connection, user_id, operations)
+        met = await meet(connection, user_id, operations)
         fresh = [operation for operation in operations if operation.seq > done]
         erased = {one.seq for one in operations if _before_erasure(one, opened, erased_rev)}
         if erased_rev < 0 and opened["erased_at"] is not None:
-            erased |= await self._without_ends(connection, user_id, [one for one in fresh if one.seq not in erased])
+            erased |= _without_ends([one for one in fresh if one.seq not in erased], met)
         again = [
-            told_again(one, standings.get((one.kind, one.entity_id)), opening.client_id, erased=one.seq in erased)
+            told_again(one, met.standing(one), opening.client_id, erased=one.seq in erased)
             for one in operations
             if one.seq <= done
         ]
-        told = await self._unless_beaten(connection, opening, user_id, again)
-        decided = [
-            Decided(operation=one, verdict=Verdict.REJECTED)
-            if one.seq in erased
-            else decide(one, standings.get((one.kind, one.entity_id)), opening.client_id)
-            for one in fresh
-        ]
+        told = await unless_beaten(connection, opening.client_id, user_id, again)
+        decided = decide(fresh, met, opening.client_id, erased)
         revs: dict[int, int] = {}
         head_rev: int = opened["head_rev"]
         if decided:
@@ -158,7 +152,7 @@ class PostgresDurableTier:
             (head_rev,), _ = await self._send(connection, opening, [changes])
             changing = [one.operation.seq for one in decided if one.change is not None]
             revs = dict(zip(changing, range(opened["head_rev"] + 1, head_rev + 1), strict=True))
-            await self._remember(connection, opening, user_id, [one.lost for one in decided if one.lost is not None])
+            await remember(connection, opening.client_id, user_id, decided)
         told += [Applied(one.operation, one.verdict, revs.get(one.operation.seq)) for one in decided]
         as_sent = len(decided) == len(operations) and all(map(_untouched, decided))
         return BatchApplied(
@@ -168,7 +162,7 @@ class PostgresDurableTier:
 
     _OPEN_USER: Final[LiteralString] = """
         select head_rev, epoch::text as epoch, erased_rev, erased_at, last_seq, open_number,
-               open_token::text as open_token
+               open_token::text as open_token, own_erase_seq, own_erased_over, own_erased_rev
         from memory.open_user($1, $2)
     """
 
@@ -185,116 +179,6 @@ class PostgresDurableTier:
             )
         return opened
 
-    # A search of its own for each id: with `= any` the planner may read all of the user's rows instead. The rows need
-    # no lock, as every writer of the user waits for the head.
-    STANDING_NODES: Final[LiteralString] = """
-        select n.*
-        from unnest($2::uuid[]) as asked (id)
-        cross join lateral (
-            select node_id::text, namespace, key, context_type, content::text, row_hash, text_content, summary,
-                   array_to_json(tags)::text, importance, entity_system, entity_id, entity_type,
-                   session_id, source_agent, (date_part('epoch', created_at) * 1000000)::bigint,
-                   (date_part('epoch', updated_at) * 1000000)::bigint,
-                   (extract(epoch from expires_at) * 1000000)::bigint,
-                   (extract(epoch from deleted_at) * 1000000)::bigint, stamp, rev, writer::text as writer, writer_seq
-            from memory.nodes
-            where user_id = $1 and node_id = asked.id
-            limit 1
-        ) as n
-    """
-
-    STANDING_RELATIONSHIPS: Final[LiteralString] = """
-        select r.*
-        from unnest($2::uuid[]) as asked (id)
-        cross join lateral (
-            select relationship_id::text, source_id::text, target_id::text, relationship_type, weight,
-                   properties::text, row_hash, (extract(epoch from valid_from) * 1000000)::bigint,
-                   (extract(epoch from valid_to) * 1000000)::bigint,
-                   (date_part('epoch', created_at) * 1000000)::bigint,
-                   (date_part('epoch', updated_at) * 1000000)::bigint,
-                   (extract(epoch from deleted_at) * 1000000)::bigint, stamp, rev, writer::text as writer, writer_seq
-            from memory.relationships
-            where user_id = $1 and relationship_id = asked.id
-            limit 1
-        ) as r
-    """
-
-    async def _standings(self, connection: Connection, user_id: str, operations: Sequence[Operation]) -> _Standings:
-        """The rows that the operations meet."""
-        found: _Standings = {}
-        for kind, statement, read in (
-            (Kind.NODE, self.STANDING_NODES, node_row),
-            (Kind.RELATIONSHIP, self.STANDING_RELATIONSHIPS, relationship_row),
-        ):
-            ids = [operation.entity_id for operation in operations if operation.kind is kind]
-            if not ids:
-                continue
-            for record in await connection.fetch(statement, user_id, ids):
-                standing = Standing(row=read(record), writer=record["writer"], writer_seq=record["writer_seq"])
-                found[kind, cast("str", record[0])] = standing
-        return found
-
-    _REMEMBER: Final[LiteralString] = """
-        insert into memory.node_history
-            (user_id, node_id, rev, reason, context_type, content, summary, tags, stamp, writer, replaced_by)
-        select $1, l.node_id, l.rev, 'lost', l.context_type, l.content, l.summary, l.tags, l.stamp, $2, l.beaten_by
-        from json_to_recordset($3) as l (
-            node_id uuid, rev bigint, context_type text, content json, summary text, tags text[], stamp bigint,
-            beaten_by uuid)
-        on conflict do nothing
-    """
-
-    async def _remember(self, connection: Connection, opening: Opening, user_id: str, lost: Sequence[Lost]) -> None:
-        """Keep the contents that lost."""
-        if lost:
-            rows = orjson.dumps([_lost_members(one) for one in lost]).decode()
-            await connection.execute(self._REMEMBER, user_id, opening.client_id, rows)
-
-    _BEATEN: Final[LiteralString] = """
-        select a.seq
-        from unnest($3::bigint[], $4::uuid[], $5::bigint[]) as a (seq, node_id, stamp)
-        where exists (select 1 from memory.node_history h where h.user_id = $1 and h.node_id = a.node_id
-            and h.reason = 'lost' and h.writer = $2 and h.stamp = a.stamp)
-    """
-
-    async def _unless_beaten(
-        self, connection: Connection, opening: Opening, user_id: str, told: Sequence[Applied]
-    ) -> list[Applied]:
-        """What is told of operations whose first answer was lost, where the history does not say that they lost."""
-        nodes = [one.operation for one in told if one.operation.kind is Kind.NODE and one.rev is None]
-        if not nodes:
-            return list(told)
-        columns = zip(*((one.seq, one.entity_id, one.stamp) for one in nodes), strict=True)
-        records = await connection.fetch(self._BEATEN, user_id, opening.client_id, *map(list, columns))
-        lost = {cast("int", record["seq"]) for record in records}
-        return [
-            one._replace(verdict=verdict_of_loser(one.operation)) if one.operation.seq in lost else one for one in told
-        ]
-
-    _PRESENT: Final[LiteralString] = """
-        select a.node_id::text
-        from unnest($2::uuid[]) as a (node_id)
-        where exists (select 1 from memory.nodes n where n.user_id = $1 and n.node_id = a.node_id)
-    """
-
-    async def _without_ends(self, connection: Connection, user_id: str, operations: Sequence[Operation]) -> set[int]:
-        """The numbers of relationships at nodes that are neither there nor among the operations.
-
-        Whoever had not heard of an erasure may relate, after it by the clock, what it has taken away.
-        """
-        ends = {
-            operation.seq: (row.source_id, row.target_id)
-            for operation in operations
-            if operation.kind is Kind.RELATIONSHIP
-            for row in (carried_relationship(operation.payload).row,)
-        }
-        if not ends:
-            return set()
-        asked = sorted({str(node_id) for pair in ends.values() for node_id in pair})
-        present = {cast("str", record[0]) for record in await connection.fetch(self._PRESENT, user_id, asked)}
-        present |= {operation.entity_id for operation in operations if operation.kind is Kind.NODE}
-        return {seq for seq, pair in ends.items() if not present.issuperset(pair)}
-
     _LIMIT: Final[LiteralString] = "select set_config('statement_timeout', $1, true)"
     _ERASE: Final[LiteralString] = "select erased_rev from memory.erase($1, $2, $3, $4, $5)"
 
@@ -307,7 +191,7 @@ class PostgresDurableTier:
                 await connection.execute(self._LIMIT, str(limit))
                 opened = await self._open_user(connection, opening, operation.user_id)
                 if await _done(connection, opening, opened, [operation]) >= operation.seq:
-                    return cast("int", opened["erased_rev"])
+                    return _erasure_told_again(operation, opened)
                 arguments = (opening.client_id, opening.number, opening.token, operation.seq, operation.user_id)
                 erased_rev = cast("int", _only(await connection.fetch(self._ERASE, *arguments))["erased_rev"])
                 return erasure_told(operation.payload, opened["erased_rev"] or 0, erased_rev)
@@ -350,6 +234,14 @@ async def _done(
     return covered
 
 
+def _erasure_told_again(erasure: Operation, opened: asyncpg.Record) -> int:
+    """What was told of an erasure whose answer was lost: somebody else may have erased the user since."""
+    if opened["own_erase_seq"] == erasure.seq:
+        return erasure_told(erasure.payload, opened["own_erased_over"], opened["own_erased_rev"])
+    # A later one of ours has taken its place, and its own answer is to come.
+    return erasure_told(erasure.payload, opened["erased_rev"], opened["erased_rev"])
+
+
 def _before_erasure(operation: Operation, opened: asyncpg.Record, erased_rev: int) -> bool:
     if erased_rev < 0:
         # The sender never held the user, so it cannot say which erasure it knew of; the clocks must decide.
@@ -357,19 +249,18 @@ def _before_erasure(operation: Operation, opened: asyncpg.Record, erased_rev: in
     return bool(opened["erased_rev"] > erased_rev)
 
 
+def _without_ends(operations: Sequence[Operation], met: Met) -> set[int]:
+    """The numbers of relationships at nodes that are neither there nor among the operations.
+
+    Whoever had not heard of an erasure may relate, after it by the clock, what it has taken away.
+    """
+    present = met.present_nodes | {operation.entity_id for operation in operations if operation.kind is Kind.NODE}
+    return {
+        operation.seq
+        for operation in operations
+        if operation.kind is Kind.RELATIONSHIP and not present.issuperset(related_nodes(operation.payload))
+    }
+
+
 def _untouched(decided: Decided) -> bool:
     return decided.as_sent and decided.change is not None and not batches.buries_node(decided.change)
-
-
-def _lost_members(lost: Lost) -> dict[str, object]:
-    row: NodeRow = lost.row
-    return {
-        "node_id": row.node_id,
-        "rev": lost.rev,
-        "context_type": row.context_type,
-        "content": orjson.Fragment(row.content),
-        "summary": row.summary,
-        "tags": orjson.Fragment(row.tags),
-        "stamp": row.stamp,
-        "beaten_by": lost.beaten_by,
-    }

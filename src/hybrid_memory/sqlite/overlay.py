@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Final, TypeAlias, cast
 
 from hybrid_memory.changes import Kind, NodeRow, Operation, RelationshipRow
 from hybrid_memory.graph import Verdict
 from hybrid_memory.merging import decide_node, decide_relationship
 from hybrid_memory.messages import Applied
-from hybrid_memory.payloads import carried_node, carried_relationship
+from hybrid_memory.payloads import carried_node, carried_relationship, related_nodes
 from hybrid_memory.sqlite.ledger import Ledger
-from hybrid_memory.sqlite.rows import SqlRow, find_node, find_relationship, operation, put_node, put_relationship
+from hybrid_memory.sqlite.rows import (
+    SqlRow,
+    bury_relationships,
+    end_deleted_at,
+    ends_live,
+    find_node,
+    find_relationship,
+    operation,
+    put_node,
+    put_relationship,
+)
 
 Touched: TypeAlias = "tuple[int, int]"
 """A generation, and the row id of a node in it."""
@@ -22,19 +32,24 @@ _NUMBER_RELATIONSHIP: Final = "update relationships set rev = ?1 where row_id = 
 
 
 def show_node(connection: sqlite3.Connection, ledger: Ledger, user_no: int, row: NodeRow) -> int:
-    """Put a node's row in the place of what is shown of it; the row id."""
+    """Put a node's row in the place of what is shown of it; the row id. A tombstone hides the relationships at it."""
     found = find_node(connection, user_no, row.node_id)
     row_id = found[0] if found else ledger.next_row_id(connection)
     put_node(connection, user_no, row_id, row)
+    if row.deleted_at is not None:
+        bury_relationships(connection, user_no, row.node_id, row.deleted_at)
     ledger.observe(row.stamp)
     return row_id
 
 
 def show_relationship(connection: sqlite3.Connection, ledger: Ledger, user_no: int, row: RelationshipRow) -> None:
-    """Put a relationship's row in the place of what is shown of it."""
+    """Put a relationship's row in the place of what is shown of it; deleted, where one of its ends is."""
     found = find_relationship(connection, user_no, row.source_id, row.relationship_type, row.target_id)
     row_id = found[0] if found else ledger.next_row_id(connection)
-    put_relationship(connection, user_no, row_id, row)
+    shown = row
+    if row.deleted_at is None:
+        shown = row._replace(deleted_at=end_deleted_at(connection, user_no, row.source_id, row.target_id))
+    put_relationship(connection, user_no, row_id, shown)
     ledger.observe(row.stamp)
 
 
@@ -68,17 +83,36 @@ def lay_over(connection: sqlite3.Connection, ledger: Ledger, user_no: int, queue
             rev = current.rev if current else 0
             return show_node(connection, ledger, user_no, decided.row._replace(rev=rev))
         case Kind.RELATIONSHIP:
-            wished, revive, absent_at = carried_relationship(queued.payload)
-            known = find_relationship(connection, user_no, wished.source_id, wished.relationship_type, wished.target_id)
-            standing = known[1] if known else None
-            seen = standing is not None and standing.rev == queued.base
-            edge = decide_relationship(wished, standing, seen=seen, revive=revive, absent_at=absent_at).row
-            if edge is not None:
-                rev = standing.rev if standing else 0
-                show_relationship(connection, ledger, user_no, edge._replace(rev=rev))
+            _lay_relationship_over(connection, ledger, user_no, queued)
             return None
         case Kind.ERASE:
             return None
+
+
+def _lay_relationship_over(connection: sqlite3.Connection, ledger: Ledger, user_no: int, queued: Operation) -> None:
+    wished, revive, absent_at = carried_relationship(queued.payload)
+    found = find_relationship(connection, user_no, wished.source_id, wished.relationship_type, wished.target_id)
+    standing = found[1] if found else None
+    rev = standing.rev if standing else 0
+    if wished.deleted_at is None and not ends_live(connection, user_no, wished):
+        # Kept out of sight: should the ends come back first, Postgres will take it.
+        if standing is None or standing.deleted_at is None:
+            hidden = wished._replace(deleted_at=wished.updated_at, rev=rev)
+            show_relationship(connection, ledger, user_no, hidden)
+        return
+    seen = standing is not None and standing.rev == queued.base
+    row = decide_relationship(wished, standing, seen=seen, revive=revive, absent_at=absent_at).row
+    if row is not None:
+        show_relationship(connection, ledger, user_no, row._replace(rev=rev))
+
+
+def relate_again(
+    connection: sqlite3.Connection, ledger: Ledger, user_no: int, queued: Sequence[Operation], nodes: Container[str]
+) -> None:
+    """Show what is queued that relates nodes which were not there before, and was kept out of sight for that."""
+    for one in queued:
+        if one.kind is Kind.RELATIONSHIP and any(end in nodes for end in related_nodes(one.payload)):
+            _lay_relationship_over(connection, ledger, user_no, one)
 
 
 def show_applied(connection: sqlite3.Connection, ledger: Ledger, applied: Sequence[Applied]) -> list[Touched]:
@@ -99,7 +133,9 @@ def show_applied(connection: sqlite3.Connection, ledger: Ledger, applied: Sequen
             continue
         row_id, standing = found
         later = queued_operations(connection, change.user_id, change.entity_id, after_seq=change.seq)
-        if standing.rev > 0 and not own.is_shown(standing, later):
+        if own.is_hidden(standing) or (standing.rev > 0 and not own.is_shown(standing, later)):
+            if own.has_deleted_end(connection, user_no):
+                continue  # it has come back in Postgres: the feed brings both
             own.show(connection, ledger, user_no, rev)
             for other in later:
                 lay_over(connection, ledger, user_no, other)
@@ -130,6 +166,20 @@ class _Own:
         """Whether that is this change, one that is queued behind it, or says the same."""
         same = standing.row_hash == self._row.row_hash and standing.deleted_at == self._row.deleted_at
         return same or standing.stamp in {self._stamp, *(other.stamp for other in later)}
+
+    def is_hidden(self, standing: NodeRow | RelationshipRow) -> bool:
+        """Whether that is this change, shown as deleted because an end of the relationship was not there."""
+        row = self._row
+        if isinstance(row, NodeRow) or row.deleted_at is not None:
+            return False
+        return standing.deleted_at is not None and standing.stamp == self._stamp
+
+    def has_deleted_end(self, connection: sqlite3.Connection, user_no: int) -> bool:
+        """Whether it is a live relationship of a node that is deleted here."""
+        row = self._row
+        if isinstance(row, NodeRow) or row.deleted_at is not None:
+            return False
+        return end_deleted_at(connection, user_no, row.source_id, row.target_id) is not None
 
     def show(self, connection: sqlite3.Connection, ledger: Ledger, user_no: int, rev: int) -> None:
         """Put it in the place of what is shown."""

@@ -15,7 +15,7 @@ from hybrid_memory.messages import FlatRow, Head
 from hybrid_memory.sqlite.accepting import Acceptance
 from hybrid_memory.sqlite.database import Database
 from hybrid_memory.sqlite.ledger import Ledger
-from hybrid_memory.sqlite.overlay import lay_over, queued_operations, show_node, show_relationship
+from hybrid_memory.sqlite.overlay import lay_over, queued_operations, relate_again, show_node, show_relationship
 from hybrid_memory.sqlite.past import has_undated, heard_of_erasure, remember_erasures
 from hybrid_memory.sqlite.quarantine import remove_finished
 from hybrid_memory.sqlite.restoring import Restoration
@@ -218,12 +218,16 @@ class SqliteReplica:
             # Erased or rewritten since it was asked for: the next look at the heads sees that.
             return Shown(user_id=head.user_id, user_no=user_no, row_ids=())
         changed: list[int] = []
+        came_back: set[str] = set()
         for flat in nodes:
-            row_id = self._absorb_node(connection, head, user_no, node_row(tuple(flat)))
+            row_id = self._absorb_node(connection, head, user_no, node_row(tuple(flat)), came_back)
             if row_id is not None:
                 changed.append(row_id)
         for flat in relationships:
             self._absorb_relationship(connection, head, user_no, relationship_row(tuple(flat)))
+        if came_back:
+            queued = queued_operations(connection, head.user_id, after_seq=head.done_seq)
+            relate_again(connection, self._ledger, user_no, queued, came_back)
         connection.execute(
             "update users set epoch = ?, rev = max(rev, ?), erased_rev = ?, timeline = ?, confirmed_at = ?"
             " where user_id = ?",
@@ -231,10 +235,14 @@ class SqliteReplica:
         )
         return Shown(user_id=head.user_id, user_no=user_no, row_ids=tuple(changed))
 
-    def _absorb_node(self, connection: sqlite3.Connection, head: Head, user_no: int, row: NodeRow) -> int | None:
+    def _absorb_node(
+        self, connection: sqlite3.Connection, head: Head, user_no: int, row: NodeRow, came_back: set[str]
+    ) -> int | None:
         found = find_node(connection, user_no, row.node_id)
         if found is not None and found[1].rev >= row.rev:
             return None
+        if row.deleted_at is None and (found is None or found[1].deleted_at is not None):
+            came_back.add(row.node_id)
         row_id = show_node(connection, self._ledger, user_no, row)
         for queued in queued_operations(connection, head.user_id, row.node_id, after_seq=head.done_seq):
             lay_over(connection, self._ledger, user_no, queued)

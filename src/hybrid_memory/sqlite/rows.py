@@ -190,3 +190,30 @@ def live_relationships(connection: sqlite3.Connection, user_no: int, node_id: st
         (user_no, node_id, user_no, node_id),
     ).fetchall()
     return [(cast("int", row[0]), relationship_row(row[1:])) for row in rows]
+
+
+def bury_relationships(connection: sqlite3.Connection, user_no: int, node_id: str, deleted_at: int) -> None:
+    """Show the live relationships at a node as deleted; the revisions stay those that Postgres gave."""
+    for end in ("source_id", "target_id"):
+        connection.execute(
+            f"update relationships set deleted_at = ?1 where user_no = ?2 and {end} = ?3 and deleted_at is null",  # noqa: S608 - constants only
+            (deleted_at, user_no, node_id),
+        )
+
+
+def end_deleted_at(connection: sqlite3.Connection, user_no: int, source_id: str, target_id: str) -> int | None:
+    """When one of two nodes was deleted, None while neither is known to be."""
+    (deleted_at,) = connection.execute(
+        "select max(deleted_at) from nodes where user_no = ?1 and node_id in (?2, ?3)", (user_no, source_id, target_id)
+    ).fetchone()
+    return cast("int | None", deleted_at)
+
+
+def ends_live(connection: sqlite3.Connection, user_no: int, edge: RelationshipRow) -> bool:
+    """Whether both nodes of a relationship are here, and not deleted."""
+    ends = {edge.source_id, edge.target_id}
+    (live,) = connection.execute(
+        "select count(*) from nodes where user_no = ?1 and node_id in (?2, ?3) and deleted_at is null",
+        (user_no, edge.source_id, edge.target_id),
+    ).fetchone()
+    return cast("int", live) == len(ends)

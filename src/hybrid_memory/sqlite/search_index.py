@@ -203,7 +203,8 @@ class SearchIndexes:
     def prepare(self, user_no: int, source: sqlite3.Connection) -> None:
         """Make the user's index ready while there is room, so that no search has to wait for it.
 
-        `source` reads the file. Beyond the budget nothing is made ahead: it would push out what is searched for what may never be.
+        `source` reads the file. Beyond the budget nothing is made ahead: it would push out what is searched for what
+        may never be.
         """
         if not self._has_room_for(user_no):
             return
