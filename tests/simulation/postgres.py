@@ -68,8 +68,9 @@ class Postgres:
         self._now_us = now_us
         self.accounts: dict[str, Account] = {}
         self.ledger: list[Entry] = []
-        # When each operation of the ledger was accepted, by its process's clock.
-        self.accepted_at: dict[str, int] = {}
+        # Every operation that was ever decided, and what was decided before a failover took it away.
+        self.operations: dict[str, Operation] = {}
+        self.rewound: list[Entry] = []
         self.timeline = 1
 
     def _account(self, user_id: str) -> Account:
@@ -101,7 +102,7 @@ class Postgres:
             for operation in users[change.user_id]:
                 rev += 1
                 entries.append(_entry(opening, operation, Verdict.APPLIED, rev))
-                self.accepted_at[operation.op_id] = operation.accepted_at
+                self.operations[operation.op_id] = operation
             revs.append(self._put(draft, opening, change, entries))
         self.accounts |= drafts
         self.ledger += entries
@@ -162,7 +163,7 @@ class Postgres:
         standings = self.accounts[user_id].rows if user_id in self.accounts else {}
         self.accounts[user_id] = account
         self.ledger += entries
-        self.accepted_at |= {one.op_id: one.accepted_at for one in fresh}
+        self.operations |= {one.op_id: one for one in fresh}
         verdicts = {one.operation.seq: one.verdict for one in decided}
         as_sent = len(decided) == len(operations) and all(
             one.as_sent and one.change is not None and not batches.buries_node(one.change) for one in decided
@@ -252,6 +253,7 @@ class Postgres:
     def rewind(self, saved: tuple[dict[str, Account], int]) -> None:
         """Go on from there under a new timeline: what came after it never was."""
         self.accounts, entries = {user: account.draft() for user, account in saved[0].items()}, saved[1]
+        self.rewound += self.ledger[entries:]
         del self.ledger[entries:]
         self.timeline += 1
 

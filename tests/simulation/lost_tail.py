@@ -1,0 +1,90 @@
+"""Whether what a failover took came back: of every row that was made by what it took, at least as much stands again."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import cast
+
+import orjson
+
+from hybrid_memory.changes import Kind, NodeRow, Operation, RelationshipRow
+from hybrid_memory.graph import Verdict
+from hybrid_memory.payloads import carried_node, carried_relationship
+from hybrid_memory.testing.history import Act, History
+from tests.simulation.postgres import Postgres
+from tests.simulation.process import Process
+
+_TOOK_EFFECT = {Verdict.APPLIED, Verdict.MERGED}
+
+
+def still_lost(postgres: Postgres, history: History, processes: Sequence[Process]) -> list[str]:
+    """The operations that were acknowledged, then taken by a failover, and of which nothing has come back.
+
+    What stands in their place may be later, or deleted. A copy that was given up cannot bring anything back, so users
+    who were evicted or erased anywhere are left out, and rows on which something died.
+    """
+    given_up = {event.user_id for event in history.events if event.act in {Act.EVICT, Act.ERASE}}
+    dead = {place for process in processes for place in process.buried_keys()}
+    acknowledged = {one for process in processes for one in process.acknowledged}
+    applied = {entry.operation for entry in postgres.ledger}
+    members = _members(postgres.operations)
+    found: list[str] = []
+    for entry in postgres.rewound:
+        left_out = entry.user_id in given_up or (entry.user_id, entry.key) in dead or entry.verdict not in _TOOK_EFFECT
+        if left_out or entry.operation in applied or entry.operation not in acknowledged:
+            continue
+        account = postgres.accounts.get(entry.user_id)
+        standing = account.rows.get(entry.key) if account else None
+        lost = _lost(postgres.operations[entry.operation], standing.row if standing else None, members)
+        found += [f"a failover took {entry.operation} of {entry.key}: {what}" for what in lost]
+    return found
+
+
+def _lost(
+    operation: Operation, standing: NodeRow | RelationshipRow | None, members: Mapping[tuple[str, str, str], int]
+) -> Iterator[str]:
+    row = _row(operation)
+    if isinstance(row, NodeRow) and row.expires_at is not None:
+        return
+    if standing is None:
+        if row.deleted_at is None:
+            yield "nothing stands there"
+    elif standing.deleted_at is not None:
+        return
+    elif row.deleted_at is not None or not isinstance(standing, NodeRow) or standing.entity_system is None:
+        if standing.stamp < row.stamp:
+            yield "something older stands there"
+    else:
+        stands = _data(standing.content)
+        for name, value in _patch(operation).items():
+            stamp = members[operation.entity_id, name, value]
+            if members.get((operation.entity_id, name, stands.get(name, "")), -1) < stamp:
+                yield f"{name} is {stands.get(name)}, was {value}"
+
+
+def _row(operation: Operation) -> NodeRow | RelationshipRow:
+    if operation.kind is Kind.NODE:
+        return carried_node(operation.payload).row
+    return carried_relationship(operation.payload)[0]
+
+
+def _members(operations: Mapping[str, Operation]) -> Mapping[tuple[str, str, str], int]:
+    """When each value of an entity's member was first written, by its stamp."""
+    found: defaultdict[tuple[str, str, str], int] = defaultdict(lambda: 2**63)
+    for one in operations.values():
+        if one.kind is Kind.NODE:
+            for name, value in _patch(one).items():
+                place = one.entity_id, name, value
+                found[place] = min(found[place], one.stamp)
+    return dict(found)
+
+
+def _patch(operation: Operation) -> Mapping[str, str]:
+    patch = carried_node(operation.payload).patch
+    return {} if patch is None else _data(patch)
+
+
+def _data(content: str) -> Mapping[str, str]:
+    data = cast("dict[str, dict[str, str]]", orjson.loads(content)).get("entity_data", {})
+    return {name: value for name, value in data.items() if isinstance(value, str)}
