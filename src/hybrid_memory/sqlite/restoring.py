@@ -87,6 +87,7 @@ class Restoration:
             Kind.NODE,
             kept.node_id,
             kept.stamp,
+            kept.updated_at,
             node_payload(user_id, kept, rule=Rule.REPLACE if patch is None else Rule.MERGE, patch=patch),
             base=-own or (seen.rev if seen else 0),
             # What is queued already makes of it what it is here.
@@ -107,6 +108,7 @@ class Restoration:
             Kind.RELATIONSHIP,
             kept.relationship_id,
             kept.stamp,
+            kept.updated_at,
             relationship_payload(user_id, kept),
             base=standing.rev if standing else 0,
             delta=(kept.deleted_at is None) - was_live,
@@ -120,6 +122,7 @@ class Restoration:
         kind: Kind,
         entity_id: str,
         stamp: int,
+        accepted_at: int,
         payload: str,
         *,
         base: int,
@@ -136,7 +139,7 @@ class Restoration:
                 delta=delta,
                 stamp=stamp,
                 payload=payload,
-                accepted_at=self._ledger.now_us(),
+                accepted_at=accepted_at,
             )
         )
 
