@@ -1,4 +1,4 @@
-"""Whether what a failover took came back: of every row that was made by what it took, at least as much stands again."""
+"""Whether what a failover took came back: what was stored stands again, and what was erased does not."""
 
 from __future__ import annotations
 
@@ -22,17 +22,23 @@ def still_lost(postgres: Postgres, history: History, processes: Sequence[Process
     """The operations that were acknowledged, then taken by a failover, and of which nothing has come back.
 
     What stands in their place may be later, or deleted. A copy that was given up cannot bring anything back, so users
-    who were evicted or erased anywhere are left out, and rows on which something died.
+    who were evicted or erased anywhere are left out, and rows on which something died or that were to expire.
     """
     given_up = {event.user_id for event in history.events if event.act in {Act.EVICT, Act.ERASE}}
-    dead = {place for process in processes for place in process.buried_keys()}
+    expiring = {
+        (one.user_id, one.entity_id)
+        for one in postgres.operations.values()
+        if one.kind is Kind.NODE and carried_node(one.payload).row.expires_at is not None
+    }
+    left_out = expiring | {place for process in processes for place in process.buried_keys()}
     acknowledged = {one for process in processes for one in process.acknowledged}
     applied = {entry.operation for entry in postgres.ledger}
     members = _members(postgres.operations)
     found: list[str] = []
     for entry in postgres.rewound:
-        left_out = entry.user_id in given_up or (entry.user_id, entry.key) in dead or entry.verdict not in _TOOK_EFFECT
-        if left_out or entry.operation in applied or entry.operation not in acknowledged:
+        if entry.user_id in given_up or (entry.user_id, entry.key) in left_out or entry.verdict not in _TOOK_EFFECT:
+            continue
+        if entry.operation in applied or entry.operation not in acknowledged:
             continue
         account = postgres.accounts.get(entry.user_id)
         standing = account.rows.get(entry.key) if account else None
@@ -45,8 +51,6 @@ def _lost(
     operation: Operation, standing: NodeRow | RelationshipRow | None, members: Mapping[tuple[str, str, str], int]
 ) -> Iterator[str]:
     row = _row(operation)
-    if isinstance(row, NodeRow) and row.expires_at is not None:
-        return
     if standing is None:
         if row.deleted_at is None:
             yield "nothing stands there"
@@ -61,6 +65,21 @@ def _lost(
             stamp = members[operation.entity_id, name, value]
             if members.get((operation.entity_id, name, stands.get(name, "")), -1) < stamp:
                 yield f"{name} is {stands.get(name)}, was {value}"
+
+
+def erased_and_back(postgres: Postgres, history: History) -> list[str]:
+    """What was erased by a caller in a past that a failover took, and stands in the end all the same."""
+    asked = {event.operation for event in history.events if event.act is Act.ERASE}
+    standing = {row.value for row in history.postgres.values()}
+    found: list[str] = []
+    for past in postgres.pasts:
+        erased_at = {entry.user_id: at for at, entry in enumerate(past) if entry.operation in asked}
+        found += [
+            f"{entry.value} was erased before a failover and stands again"
+            for at, entry in enumerate(past)
+            if entry.value is not None and entry.value in standing and at < erased_at.get(entry.user_id, -1)
+        ]
+    return found
 
 
 def _row(operation: Operation) -> NodeRow | RelationshipRow:

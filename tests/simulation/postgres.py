@@ -68,9 +68,11 @@ class Postgres:
         self._now_us = now_us
         self.accounts: dict[str, Account] = {}
         self.ledger: list[Entry] = []
-        # Every operation that was ever decided, and what was decided before a failover took it away.
+        # Every operation that was ever decided.
         self.operations: dict[str, Operation] = {}
+        # What was decided and then taken by a failover, and the whole ledger as it stood before each.
         self.rewound: list[Entry] = []
+        self.pasts: list[list[Entry]] = []
         self.timeline = 1
 
     def _account(self, user_id: str) -> Account:
@@ -254,6 +256,7 @@ class Postgres:
         """Go on from there under a new timeline: what came after it never was."""
         self.accounts, entries = {user: account.draft() for user, account in saved[0].items()}, saved[1]
         self.rewound += self.ledger[entries:]
+        self.pasts.append(self.ledger.copy())
         del self.ledger[entries:]
         self.timeline += 1
 
@@ -313,8 +316,9 @@ def written_by(operation: Operation) -> str | None:
     carried = carried_node(operation.payload)
     if carried.patch is None:
         return carried.row.summary
-    data = cast("dict[str, dict[str, str]]", orjson.loads(carried.patch))["entity_data"]
-    return next(iter(data.values()))
+    # What is merged again after a failover may differ in nothing that a caller of the workload wrote.
+    data = cast("dict[str, dict[str, str]]", orjson.loads(carried.patch)).get("entity_data", {})
+    return next(iter(data.values()), None)
 
 
 def _entry(opening: Opening, operation: Operation, verdict: Verdict, rev: int | None, *, lost: bool = False) -> Entry:

@@ -214,9 +214,10 @@ class _Checker:
         standing = {row.value for row in self._history.postgres.values()}
         for rows in self._history.replicas.values():
             standing |= {row.value for row in rows.values()}
-        for at, entry in enumerate(self._history.ledger):
-            if entry.value is not None and entry.value in standing and at < last_erasure.get(entry.user_id, -1):
-                yield f"{entry.value} was erased and stands again"
+        for value, entry in self._written.items():
+            # Applied again behind an erasure that was repeated, it may have been written behind that erasure at first.
+            if value in standing and self._place[entry.operation] < last_erasure.get(entry.user_id, -1):
+                yield f"{value} was erased and stands again"
         yield from self._outlived()
         erasures: dict[tuple[str, str], list[_Call]] = defaultdict(list)
         for call in self._calls:
