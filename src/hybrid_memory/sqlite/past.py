@@ -120,6 +120,12 @@ def has_undated(connection: sqlite3.Connection, user_id: str) -> bool:
     return found is not None
 
 
+def is_undated(connection: sqlite3.Connection, user_id: str) -> bool:
+    """Whether nothing is known of a user's erasures, so that what was stored here may come before any of them."""
+    found = connection.execute("select 1 from users where user_id = ? and erased_rev < 0", (user_id,)).fetchone()
+    return found is not None
+
+
 def _trust_erasure(user_id: str, connection: sqlite3.Connection) -> None:
     connection.execute("update erasures set in_doubt = 0 where user_id = ?", (user_id,))
 

@@ -16,7 +16,7 @@ from hybrid_memory.sqlite.accepting import Acceptance
 from hybrid_memory.sqlite.database import Database
 from hybrid_memory.sqlite.ledger import Ledger
 from hybrid_memory.sqlite.overlay import lay_over, queued_operations, show_node, show_relationship
-from hybrid_memory.sqlite.past import has_undated, heard_of_erasure, remember_erasures
+from hybrid_memory.sqlite.past import has_undated, heard_of_erasure, is_undated, remember_erasures
 from hybrid_memory.sqlite.quarantine import remove_finished
 from hybrid_memory.sqlite.restoring import Restoration
 from hybrid_memory.sqlite.rows import find_node, find_relationship, node_row, relationship_row
@@ -118,12 +118,12 @@ class SqliteReplica:
         """Make the generation visible with its cursor in one step, our queued changes laid over it.
 
         Where the copy it replaces was in doubt, what it held and the generation lacks is queued again; returns how many
-        operations that took. None when it is no longer to be shown: the user was erased meanwhile, or a later load was
-        begun.
+        operations that took. None when it is not to be shown: the user was erased meanwhile, or a later load was begun,
+        or what was queued again must first be held against an erasure.
         """
         shown = await self._database.write(partial(self._show, generation, complete=complete), after=self._tell)
         self._loading.pop(generation, None)
-        return None if shown is None else shown.restored
+        return shown.restored if shown is not None and shown.loaded else None
 
     def _tell(self, shown: Shown | None) -> None:
         if shown is not None:
@@ -140,6 +140,10 @@ class SqliteReplica:
                 restored = self._restoration.restore(
                     connection, head.user_id, former=former, loaded=generation, done_seq=head.done_seq
                 )
+                if restored and head.erased_rev > 0 and is_undated(connection, head.user_id):
+                    # Whether it comes before the erasure Postgres alone can say: it goes there first.
+                    self._restoration.wait(connection, head.user_id, former)
+                    return Shown(user_id=head.user_id, user_no=former, row_ids=(), restored=restored)
             else:
                 self._carry_over(connection, former, generation, head)
             connection.execute("insert into generations (user_no) values (?)", (former,))

@@ -11,7 +11,7 @@ from hybrid_memory.payloads import node_payload, relationship_payload
 from hybrid_memory.sqlite.accepting import newest_own
 from hybrid_memory.sqlite.ledger import Ledger
 from hybrid_memory.sqlite.rows import find_node, find_relationship
-from hybrid_memory.sqlite.verdicts import revisions_behind
+from hybrid_memory.sqlite.verdicts import has_merged_since, revisions_behind
 
 # What has expired is gone for good, and what Postgres never took is in the dead letters.
 _LOST_NODES: Final = """
@@ -39,9 +39,11 @@ class Restoration:
     row agree, and what was written after the loss is decided by the merge rules like any other conflict.
 
     An entity may have been merged into since, without what was lost: then it is newer there and lacks fields all the
-    same. It is merged again if an operation of this file, known by its receipt, was lost that made it what it is here,
-    or if only such operations made it newer as were merged here as well. A field that others had removed meanwhile
-    stays removed otherwise.
+    same. It is merged again if an operation of this file, known by its receipt, was lost that made it what it is here
+    or that was merged, or if only such operations made it newer as were merged here as well. A field that others had
+    removed meanwhile stays removed otherwise.
+
+    What an entity lacks here was removed only where the copy had all of it: else it may never have been here.
     """
 
     def __init__(self, ledger: Ledger, enqueue: Callable[[Operation], Operation]) -> None:
@@ -53,13 +55,15 @@ class Restoration:
 
         `done_seq` is the last number of this file's queue that the server knows of.
         """
-        lost_revs = revisions_behind(connection, done_seq)
+        lost_revs, lost_a_merge = revisions_behind(connection, done_seq)
+        is_whole = _has_all(connection, user_id)
         asked = {"user_id": user_id, "former": former, "loaded": loaded, "now_us": self._ledger.now_us()}
         count = 0
         for (node_id,) in connection.execute(_LOST_NODES, asked).fetchall():
             kept, standing = find_node(connection, former, node_id), find_node(connection, loaded, node_id)
-            if kept is not None and _is_missing(kept[1], standing[1] if standing else None, lost_revs):
-                count += self._restore_node(connection, user_id, kept[1], standing[1] if standing else None)
+            there = standing[1] if standing else None
+            if kept is not None and _is_missing(kept[1], there, lost_revs, lost_a_merge=lost_a_merge):
+                count += self._restore_node(connection, user_id, kept[1], there, is_whole=is_whole)
         for ends in connection.execute(_LOST_RELATIONSHIPS, asked).fetchall():
             edge, other = find_relationship(connection, former, *ends), find_relationship(connection, loaded, *ends)
             if edge is not None:
@@ -67,18 +71,29 @@ class Restoration:
         self._ledger.staging.flush(connection)
         return count
 
+    @staticmethod
+    def wait(connection: sqlite3.Connection, user_id: str, former: int) -> None:
+        """Show what was queued again as what is queued, for the copy stays until Postgres has decided it."""
+        for statement in (
+            "update nodes set rev = 0 where user_no = ?1"
+            " and node_id in (select entity_id from outbox where user_id = ?2)",
+            "update relationships set rev = 0 where user_no = ?1"
+            " and relationship_id in (select entity_id from outbox where user_id = ?2)",
+        ):
+            connection.execute(statement, (former, user_id))
+
     def _restore_node(
-        self, connection: sqlite3.Connection, user_id: str, kept: NodeRow, standing: NodeRow | None
+        self, connection: sqlite3.Connection, user_id: str, kept: NodeRow, standing: NodeRow | None, *, is_whole: bool
     ) -> bool:
         own = newest_own(connection, user_id, kept.node_id)
-        if own and kept.rev == 0:
-            return False  # never acknowledged: it is queued as it was
+        if kept.rev == 0 and (own or kept.deleted_at is not None):
+            return False  # never in Postgres: it is queued as it was, or was decided against and withdrawn
         was_live = standing is not None and standing.deleted_at is None
         is_live = kept.deleted_at is None
         patch = None
         seen = standing
         if is_live and kept.entity_system is not None:
-            if standing is not None and standing.stamp > kept.stamp:
+            if standing is not None and (standing.stamp >= kept.stamp or kept.rev == 0 or not is_whole):
                 seen = None  # to be merged with what stands, not to take its place
             patch = patch_between(seen.content if seen is not None and was_live else "{}", kept.content)
         self._queue(
@@ -99,8 +114,8 @@ class Restoration:
         self, connection: sqlite3.Connection, user_id: str, kept: RelationshipRow, standing: RelationshipRow | None
     ) -> bool:
         own = newest_own(connection, user_id, kept.relationship_id)
-        if own:
-            return False  # what is queued carries all there is to a relationship
+        if own or (kept.rev == 0 and kept.deleted_at is not None):
+            return False  # what is queued carries all there is to a relationship, and what was withdrawn is gone
         was_live = standing is not None and standing.deleted_at is None
         self._queue(
             connection,
@@ -144,8 +159,17 @@ class Restoration:
         )
 
 
-def _is_missing(kept: NodeRow, standing: NodeRow | None, lost_revs: frozenset[int]) -> bool:
+def _has_all(connection: sqlite3.Connection, user_id: str) -> bool:
+    """Whether a copy had all that its server had of each row: it was complete, and nothing was merged since."""
+    row = connection.execute("select rev from users where user_id = ? and complete = 1", (user_id,)).fetchone()
+    return row is not None and not has_merged_since(connection, row[0])
+
+
+def _is_missing(
+    kept: NodeRow, standing: NodeRow | None, lost_revs: frozenset[int], *, lost_a_merge: bool
+) -> bool:
     if standing is None or standing.stamp < kept.stamp:
         return True
     # An entity with another content.
-    return standing.deleted_at is None and (standing.stamp == kept.stamp or kept.rev in lost_revs)
+    lost_ours = lost_a_merge or kept.rev in lost_revs
+    return standing.deleted_at is None and (standing.stamp == kept.stamp or lost_ours)
