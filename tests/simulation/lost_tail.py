@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
@@ -22,7 +21,8 @@ def still_lost(postgres: Postgres, history: History, processes: Sequence[Process
     """The operations that were acknowledged, then taken by a failover, and of which nothing has come back.
 
     What stands in their place may be later, or deleted. A copy that was given up cannot bring anything back, so users
-    who were evicted or erased anywhere are left out, and rows on which something died or that were to expire.
+    who were evicted or erased anywhere are left out, and rows on which something died or that were to expire. One stamp
+    stands for all fields of an entity, so of what two copies bring back of one field the later need not win.
     """
     given_up = {event.user_id for event in history.events if event.act in {Act.EVICT, Act.ERASE}}
     expiring = {
@@ -33,7 +33,6 @@ def still_lost(postgres: Postgres, history: History, processes: Sequence[Process
     left_out = expiring | {place for process in processes for place in process.buried_keys()}
     acknowledged = {one for process in processes for one in process.acknowledged}
     applied = {entry.operation for entry in postgres.ledger}
-    members = _members(postgres.operations)
     found: list[str] = []
     for entry in postgres.rewound:
         if entry.user_id in given_up or (entry.user_id, entry.key) in left_out or entry.verdict not in _TOOK_EFFECT:
@@ -42,14 +41,12 @@ def still_lost(postgres: Postgres, history: History, processes: Sequence[Process
             continue
         account = postgres.accounts.get(entry.user_id)
         standing = account.rows.get(entry.key) if account else None
-        lost = _lost(postgres.operations[entry.operation], standing.row if standing else None, members)
+        lost = _lost(postgres.operations[entry.operation], standing.row if standing else None)
         found += [f"a failover took {entry.operation} of {entry.key}: {what}" for what in lost]
     return found
 
 
-def _lost(
-    operation: Operation, standing: NodeRow | RelationshipRow | None, members: Mapping[tuple[str, str, str], int]
-) -> Iterator[str]:
+def _lost(operation: Operation, standing: NodeRow | RelationshipRow | None) -> Iterator[str]:
     row = _row(operation)
     if standing is None:
         if row.deleted_at is None:
@@ -62,9 +59,8 @@ def _lost(
     else:
         stands = _data(standing.content)
         for name, value in _patch(operation).items():
-            stamp = members[operation.entity_id, name, value]
-            if members.get((operation.entity_id, name, stands.get(name, "")), -1) < stamp:
-                yield f"{name} is {stands.get(name)}, was {value}"
+            if name not in stands:
+                yield f"it has no {name}, which was {value}"
 
 
 def erased_and_back(postgres: Postgres, history: History) -> list[str]:
@@ -86,17 +82,6 @@ def _row(operation: Operation) -> NodeRow | RelationshipRow:
     if operation.kind is Kind.NODE:
         return carried_node(operation.payload).row
     return carried_relationship(operation.payload)[0]
-
-
-def _members(operations: Mapping[str, Operation]) -> Mapping[tuple[str, str, str], int]:
-    """When each value of an entity's member was first written, by its stamp."""
-    found: defaultdict[tuple[str, str, str], int] = defaultdict(lambda: 2**63)
-    for one in operations.values():
-        if one.kind is Kind.NODE:
-            for name, value in _patch(one).items():
-                place = one.entity_id, name, value
-                found[place] = min(found[place], one.stamp)
-    return dict(found)
 
 
 def _patch(operation: Operation) -> Mapping[str, str]:

@@ -247,6 +247,8 @@ class SqliteOutbox:
                     stood.append(applied)
                     if operation.kind is Kind.NODE:
                         nodes.append((user_no, operation.entity_id, rev, operation.stamp))
+            elif rev is not None and verdict is Verdict.MERGED:
+                self._ledger.merged(operation.user_id, operation.entity_id, rev)
             elif verdict in {Verdict.REJECTED, Verdict.SUPERSEDED}:
                 beaten.append(operation)
         seqs = [seq for seq, _, _ in told]

@@ -135,17 +135,19 @@ class SqliteReplica:
             return None
         former = self._ledger.known_user_no(connection, head.user_id)
         restored = 0
+        # Of a past that was rewritten no revision says anything.
+        merged = self._ledger.take_merged(head.user_id)
         if former is not None:
             if self._is_in_doubt(connection, head):
                 restored = self._restoration.restore(
                     connection, head.user_id, former=former, loaded=generation, done_seq=head.done_seq
                 )
-                if restored and head.erased_rev > 0 and is_undated(connection, head.user_id):
+                if restored and is_undated(connection, head):
                     # Whether it comes before the erasure Postgres alone can say: it goes there first.
                     self._restoration.wait(connection, head.user_id, former)
                     return Shown(user_id=head.user_id, user_no=former, row_ids=(), restored=restored)
             else:
-                self._carry_over(connection, former, generation, head)
+                self._carry_over(connection, former, generation, head, merged)
             connection.execute("insert into generations (user_no) values (?)", (former,))
         for queued in self._queued(connection, head.user_id, after_seq=head.done_seq):
             self._lay_over(connection, generation, queued)
@@ -180,7 +182,9 @@ class SqliteReplica:
         ).fetchone()
         return found is not None
 
-    def _carry_over(self, connection: sqlite3.Connection, former: int, generation: int, head: Head) -> None:
+    def _carry_over(
+        self, connection: sqlite3.Connection, former: int, generation: int, head: Head, merged: Mapping[str, int]
+    ) -> None:
         # Our own writes that Postgres took after the snapshot: without them a caller's acknowledged write would be
         # gone until the feed brings it again. Nothing of another epoch is carried.
         same = connection.execute(
@@ -189,17 +193,27 @@ class SqliteReplica:
         ).fetchone()
         if same is None:
             return
+        # And tombstones that the snapshot left out: what was deleted is to be deleted again should it be lost.
         for (node_id,) in connection.execute(
-            "select node_id from nodes where user_no = ? and rev > ?", (former, head.rev)
+            "select f.node_id from nodes f left join nodes n on n.user_no = ?3 and n.node_id = f.node_id"
+            " where f.user_no = ?1 and (f.rev > ?2 or f.rev > 0 and f.deleted_at is not null and n.row_id is null)",
+            (former, head.rev, generation),
         ).fetchall():
             kept = find_node(connection, former, node_id)
             if kept is not None:
                 self._put_node(connection, generation, kept[1])
+        for node_id, rev in merged.items():
+            kept = find_node(connection, former, node_id)
+            if rev > head.rev and kept is not None:
+                self._put_node(connection, generation, kept[1])
+                self._ledger.merged(head.user_id, node_id, rev)
         rows = connection.execute(
             "select relationship_id, source_id, target_id, relationship_type, weight, properties, row_hash,"
-            " valid_from, valid_to, created_at, updated_at, deleted_at, stamp, rev from relationships"
-            " where user_no = ? and rev > ?",
-            (former, head.rev),
+            " valid_from, valid_to, created_at, updated_at, deleted_at, stamp, rev from relationships f"
+            " where user_no = ?1 and (rev > ?2 or rev > 0 and deleted_at is not null and not exists (select 1"
+            " from relationships n where n.user_no = ?3 and n.source_id = f.source_id"
+            " and n.relationship_type = f.relationship_type and n.target_id = f.target_id))",
+            (former, head.rev, generation),
         ).fetchall()
         for row in rows:
             self._put_relationship(connection, generation, relationship_row(row))
@@ -254,6 +268,8 @@ class SqliteReplica:
         found = find_node(connection, user_no, row.node_id)
         if found is not None and found[1].rev >= row.rev:
             return None
+        if self._ledger.has_merged_behind(head.user_id, row.node_id, row.rev):
+            return None  # a later one is to come, and until then what was merged into it is shown
         row_id = self._put_node(connection, user_no, row)
         for queued in self._queued(connection, head.user_id, row.node_id, after_seq=head.done_seq):
             self._lay_over(connection, user_no, queued)

@@ -6,12 +6,12 @@ import sqlite3
 from collections.abc import Callable
 from typing import Final
 
-from hybrid_memory.changes import Kind, NodeRow, Operation, RelationshipRow, Rule, patch_between
+from hybrid_memory.changes import Kind, NodeRow, Operation, RelationshipRow, Rule
 from hybrid_memory.payloads import node_payload, relationship_payload
 from hybrid_memory.sqlite.accepting import newest_own
 from hybrid_memory.sqlite.ledger import Ledger
 from hybrid_memory.sqlite.rows import find_node, find_relationship
-from hybrid_memory.sqlite.verdicts import has_merged_since, revisions_behind
+from hybrid_memory.sqlite.verdicts import revisions_behind
 
 # What has expired is gone for good, and what Postgres never took is in the dead letters.
 _LOST_NODES: Final = """
@@ -43,7 +43,8 @@ class Restoration:
     or that was merged, or if only such operations made it newer as were merged here as well. A field that others had
     removed meanwhile stays removed otherwise.
 
-    What an entity lacks here was removed only where the copy had all of it: else it may never have been here.
+    Nothing is removed from an entity: what it lacks here may have been removed, and may as well be what others merged
+    and brought back before us.
     """
 
     def __init__(self, ledger: Ledger, enqueue: Callable[[Operation], Operation]) -> None:
@@ -56,14 +57,13 @@ class Restoration:
         `done_seq` is the last number of this file's queue that the server knows of.
         """
         lost_revs, lost_a_merge = revisions_behind(connection, done_seq)
-        is_whole = _has_all(connection, user_id)
         asked = {"user_id": user_id, "former": former, "loaded": loaded, "now_us": self._ledger.now_us()}
         count = 0
         for (node_id,) in connection.execute(_LOST_NODES, asked).fetchall():
             kept, standing = find_node(connection, former, node_id), find_node(connection, loaded, node_id)
             there = standing[1] if standing else None
             if kept is not None and _is_missing(kept[1], there, lost_revs, lost_a_merge=lost_a_merge):
-                count += self._restore_node(connection, user_id, kept[1], there, is_whole=is_whole)
+                count += self._restore_node(connection, user_id, kept[1], there, lost_a_merge=lost_a_merge)
         for ends in connection.execute(_LOST_RELATIONSHIPS, asked).fetchall():
             edge, other = find_relationship(connection, former, *ends), find_relationship(connection, loaded, *ends)
             if edge is not None:
@@ -73,7 +73,10 @@ class Restoration:
 
     @staticmethod
     def wait(connection: sqlite3.Connection, user_id: str, former: int) -> None:
-        """Show what was queued again as what is queued, for the copy stays until Postgres has decided it."""
+        """Leave the copy as it is until Postgres has decided what was queued again: that is shown as what is queued.
+
+        And it is sent as what was stored without knowing of any erasure, so that its time decides.
+        """
         for statement in (
             "update nodes set rev = 0 where user_no = ?1"
             " and node_id in (select entity_id from outbox where user_id = ?2)",
@@ -81,21 +84,29 @@ class Restoration:
             " and relationship_id in (select entity_id from outbox where user_id = ?2)",
         ):
             connection.execute(statement, (former, user_id))
+        connection.execute("update users set erased_rev = -1 where user_id = ?", (user_id,))
 
     def _restore_node(
-        self, connection: sqlite3.Connection, user_id: str, kept: NodeRow, standing: NodeRow | None, *, is_whole: bool
+        self,
+        connection: sqlite3.Connection,
+        user_id: str,
+        kept: NodeRow,
+        standing: NodeRow | None,
+        *,
+        lost_a_merge: bool,
     ) -> bool:
         own = newest_own(connection, user_id, kept.node_id)
-        if kept.rev == 0 and (own or kept.deleted_at is not None):
-            return False  # never in Postgres: it is queued as it was, or was decided against and withdrawn
+        is_entity = kept.entity_system is not None
+        if kept.rev == 0 and (kept.deleted_at is not None or own and not (is_entity and lost_a_merge)):
+            return False  # never in Postgres: it was decided against and withdrawn, or is queued as it was
         was_live = standing is not None and standing.deleted_at is None
         is_live = kept.deleted_at is None
         patch = None
         seen = standing
-        if is_live and kept.entity_system is not None:
-            if standing is not None and (standing.stamp >= kept.stamp or kept.rev == 0 or not is_whole):
+        if is_live and is_entity:
+            if was_live:
                 seen = None  # to be merged with what stands, not to take its place
-            patch = patch_between(seen.content if seen is not None and was_live else "{}", kept.content)
+            patch = kept.content
         self._queue(
             connection,
             user_id,
@@ -157,12 +168,6 @@ class Restoration:
                 accepted_at=accepted_at,
             )
         )
-
-
-def _has_all(connection: sqlite3.Connection, user_id: str) -> bool:
-    """Whether a copy had all that its server had of each row: it was complete, and nothing was merged since."""
-    row = connection.execute("select rev from users where user_id = ? and complete = 1", (user_id,)).fetchone()
-    return row is not None and not has_merged_since(connection, row[0])
 
 
 def _is_missing(

@@ -74,13 +74,3 @@ def revisions_behind(connection: sqlite3.Connection, seq: int) -> tuple[frozense
         if number > seq and rev is not None and verdict != _AGAIN
     ]
     return frozenset(rev for rev, _ in told), any(verdict == Verdict.MERGED for _, verdict in told)
-
-
-def has_merged_since(connection: sqlite3.Connection, rev: int) -> bool:
-    """Whether an operation, of whichever user, was merged with what others had stored, at a later revision."""
-    rows = connection.execute("select decided from receipts where decided like ?", (f"%{Verdict.MERGED}%",)).fetchall()
-    return any(
-        verdict == Verdict.MERGED and taken is not None and taken > rev
-        for (decided,) in cast("list[tuple[str]]", rows)
-        for _, taken, verdict in cast("list[tuple[int, int | None, str]]", orjson.loads(decided))
-    )
