@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
@@ -30,6 +31,11 @@ def still_lost(postgres: Postgres, history: History, processes: Sequence[Process
         for one in postgres.operations.values()
         if one.kind is Kind.NODE and carried_node(one.payload).row.expires_at is not None
     }
+    deleted = {
+        (one.user_id, one.entity_id)
+        for one in postgres.operations.values()
+        if one.kind is Kind.NODE and carried_node(one.payload).row.deleted_at is not None
+    }
     left_out = expiring | {place for process in processes for place in process.buried_keys()}
     acknowledged = {one for process in processes for one in process.acknowledged}
     applied = {entry.operation for entry in postgres.ledger}
@@ -41,12 +47,14 @@ def still_lost(postgres: Postgres, history: History, processes: Sequence[Process
             continue
         account = postgres.accounts.get(entry.user_id)
         standing = account.rows.get(entry.key) if account else None
-        lost = _lost(postgres.operations[entry.operation], standing.row if standing else None)
+        row = standing.row if standing else None
+        begun_anew = (entry.user_id, entry.key) in deleted
+        lost = _lost(postgres.operations[entry.operation], row, begun_anew=begun_anew)
         found += [f"a failover took {entry.operation} of {entry.key}: {what}" for what in lost]
     return found
 
 
-def _lost(operation: Operation, standing: NodeRow | RelationshipRow | None) -> Iterator[str]:
+def _lost(operation: Operation, standing: NodeRow | RelationshipRow | None, *, begun_anew: bool) -> Iterator[str]:
     row = _row(operation)
     if standing is None:
         if row.deleted_at is None:
@@ -56,7 +64,7 @@ def _lost(operation: Operation, standing: NodeRow | RelationshipRow | None) -> I
     elif row.deleted_at is not None or not isinstance(standing, NodeRow) or standing.entity_system is None:
         if standing.stamp < row.stamp:
             yield "something older stands there"
-    else:
+    elif not begun_anew:
         stands = _data(standing.content)
         for name, value in _patch(operation).items():
             if name not in stands:
@@ -64,8 +72,16 @@ def _lost(operation: Operation, standing: NodeRow | RelationshipRow | None) -> I
 
 
 def erased_and_back(postgres: Postgres, history: History) -> list[str]:
-    """What was erased by a caller in a past that a failover took, and stands in the end all the same."""
-    asked = {event.operation for event in history.events if event.act is Act.ERASE}
+    """What was erased by a caller in a past that a failover took, and stands in the end all the same.
+
+    Erasures are repeated in any order, and held against what was stored by time. So nothing is said of users whom two
+    processes erased, nor where clocks differ.
+    """
+    if not history.clocks_agree:
+        return []
+    erasures = [event for event in history.events if event.act is Act.ERASE]
+    erasers = Counter(user_id for user_id, _ in {(event.user_id, event.process) for event in erasures})
+    asked = {event.operation for event in erasures if erasers[event.user_id] == 1}
     standing = {row.value for row in history.postgres.values()}
     found: list[str] = []
     for past in postgres.pasts:
@@ -90,5 +106,4 @@ def _patch(operation: Operation) -> Mapping[str, str]:
 
 
 def _data(content: str) -> Mapping[str, str]:
-    data = cast("dict[str, dict[str, str]]", orjson.loads(content)).get("entity_data", {})
-    return {name: value for name, value in data.items() if isinstance(value, str)}
+    return cast("dict[str, dict[str, str]]", orjson.loads(content)).get("entity_data", {})

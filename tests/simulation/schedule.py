@@ -20,8 +20,8 @@ from hybrid_memory.testing.checker import check
 from hybrid_memory.testing.history import Claim, History, Moment, Standing
 from tests.simulation.disk import make_place
 from tests.simulation.loop import SimulatedLoop, Stuck
-from tests.simulation.options import Options
 from tests.simulation.lost_tail import erased_and_back, still_lost
+from tests.simulation.options import Options
 from tests.simulation.postgres import Postgres
 from tests.simulation.process import NOON_US, Process
 from tests.simulation.server import Server
@@ -352,9 +352,9 @@ class Schedule:
     def _compare(self) -> None:
         history = self.history
         history.postgres = {place: row for place, row in self._rows().items() if place[0] in self.options.users}
+        history.clocks_agree = not any(self.options.skews_seconds)
         history.rewound = {entry.operation for entry in self.postgres.rewound}
         self.findings += still_lost(self.postgres, history, self.processes) + erased_and_back(self.postgres, history)
-        history.clocks_agree = not any(self.options.skews_seconds)
         history.losers = sum(len(account.history) for account in self.postgres.accounts.values())
         for process in self.processes:
             history.reloads += process.reloads

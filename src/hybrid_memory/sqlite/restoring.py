@@ -77,11 +77,10 @@ class Restoration:
 
         And it is sent as what was stored without knowing of any erasure, so that its time decides.
         """
+        queued = "(select entity_id from outbox where user_id = ?2)"
         for statement in (
-            "update nodes set rev = 0 where user_no = ?1"
-            " and node_id in (select entity_id from outbox where user_id = ?2)",
-            "update relationships set rev = 0 where user_no = ?1"
-            " and relationship_id in (select entity_id from outbox where user_id = ?2)",
+            f"update nodes set rev = 0 where user_no = ?1 and node_id in {queued}",  # noqa: S608 - constants only
+            f"update relationships set rev = 0 where user_no = ?1 and relationship_id in {queued}",  # noqa: S608
         ):
             connection.execute(statement, (former, user_id))
         connection.execute("update users set erased_rev = -1 where user_id = ?", (user_id,))
@@ -97,7 +96,7 @@ class Restoration:
     ) -> bool:
         own = newest_own(connection, user_id, kept.node_id)
         is_entity = kept.entity_system is not None
-        if kept.rev == 0 and (kept.deleted_at is not None or own and not (is_entity and lost_a_merge)):
+        if kept.rev == 0 and (kept.deleted_at is not None or (own and not (is_entity and lost_a_merge))):
             return False  # never in Postgres: it was decided against and withdrawn, or is queued as it was
         was_live = standing is not None and standing.deleted_at is None
         is_live = kept.deleted_at is None
@@ -170,9 +169,7 @@ class Restoration:
         )
 
 
-def _is_missing(
-    kept: NodeRow, standing: NodeRow | None, lost_revs: frozenset[int], *, lost_a_merge: bool
-) -> bool:
+def _is_missing(kept: NodeRow, standing: NodeRow | None, lost_revs: frozenset[int], *, lost_a_merge: bool) -> bool:
     if standing is None or standing.stamp < kept.stamp:
         return True
     # An entity with another content.
