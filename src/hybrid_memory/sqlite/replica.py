@@ -135,9 +135,9 @@ class SqliteReplica:
             return None
         former = self._ledger.known_user_no(connection, head.user_id)
         restored = 0
-        # Of a past that was rewritten no revision says anything.
-        merged = self._ledger.take_merged(head.user_id)
         if former is not None:
+            # Of a past that was rewritten no revision says anything.
+            merged = self._ledger.take_merged(former)
             if self._is_in_doubt(connection, head):
                 restored = self._restoration.restore(
                     connection, head.user_id, former=former, loaded=generation, done_seq=head.done_seq
@@ -206,7 +206,7 @@ class SqliteReplica:
             kept = find_node(connection, former, node_id)
             if rev > head.rev and kept is not None:
                 self._put_node(connection, generation, kept[1])
-                self._ledger.merged(head.user_id, node_id, rev)
+                self._ledger.merged(generation, node_id, rev)
         rows = connection.execute(
             "select relationship_id, source_id, target_id, relationship_type, weight, properties, row_hash,"
             " valid_from, valid_to, created_at, updated_at, deleted_at, stamp, rev from relationships f"
@@ -268,7 +268,7 @@ class SqliteReplica:
         found = find_node(connection, user_no, row.node_id)
         if found is not None and found[1].rev >= row.rev:
             return None
-        if self._ledger.has_merged_behind(head.user_id, row.node_id, row.rev):
+        if self._ledger.has_merged_behind(user_no, row.node_id, row.rev):
             return None  # a later one is to come, and until then what was merged into it is shown
         row_id = self._put_node(connection, user_no, row)
         for queued in self._queued(connection, head.user_id, row.node_id, after_seq=head.done_seq):

@@ -25,10 +25,11 @@ def shows(connection: sqlite3.Connection, user_no: int | None, operation: Operat
 def withdraw_beaten(connection: sqlite3.Connection, ledger: Ledger, otherwise: Sequence[Applied]) -> None:
     """Do so with what was rejected or superseded among what was not applied; what was merged is noted as such."""
     for operation, verdict, rev in otherwise:
-        if verdict is Verdict.MERGED:
-            ledger.merged(operation.user_id, operation.entity_id, rev or 0)
+        user_no = ledger.known_user_no(connection, operation.user_id)
+        if verdict is Verdict.MERGED and user_no is not None:
+            ledger.merged(user_no, operation.entity_id, rev or 0)
         elif verdict in {Verdict.REJECTED, Verdict.SUPERSEDED}:
-            withdraw(connection, ledger.known_user_no(connection, operation.user_id), operation, ledger.now_us())
+            withdraw(connection, user_no, operation, ledger.now_us())
 
 
 def withdraw(connection: sqlite3.Connection, user_no: int | None, beaten: Operation, now_us: int) -> None:
