@@ -48,23 +48,23 @@ def still_lost(postgres: Postgres, history: History, processes: Sequence[Process
         account = postgres.accounts.get(entry.user_id)
         standing = account.rows.get(entry.key) if account else None
         row = standing.row if standing else None
-        begun_anew = (entry.user_id, entry.key) in deleted
-        lost = _lost(postgres.operations[entry.operation], row, begun_anew=begun_anew)
+        was_deleted = (entry.user_id, entry.key) in deleted
+        lost = _lost(postgres.operations[entry.operation], row, was_deleted=was_deleted)
         found += [f"a failover took {entry.operation} of {entry.key}: {what}" for what in lost]
     return found
 
 
-def _lost(operation: Operation, standing: NodeRow | RelationshipRow | None, *, begun_anew: bool) -> Iterator[str]:
+def _lost(operation: Operation, standing: NodeRow | RelationshipRow | None, *, was_deleted: bool) -> Iterator[str]:
     row = _row(operation)
     if standing is None:
-        if row.deleted_at is None:
+        if row.deleted_at is None and not was_deleted:
             yield "nothing stands there"
     elif standing.deleted_at is not None:
         return
     elif row.deleted_at is not None or not isinstance(standing, NodeRow) or standing.entity_system is None:
         if standing.stamp < row.stamp:
             yield "something older stands there"
-    elif not begun_anew:
+    elif not was_deleted:
         stands = _data(standing.content)
         for name, value in _patch(operation).items():
             if name not in stands:
