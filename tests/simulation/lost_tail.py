@@ -45,6 +45,8 @@ def still_lost(postgres: Postgres, history: History, processes: Sequence[Process
             continue
         if entry.operation in applied or entry.operation not in acknowledged:
             continue
+        if not history.clocks_agree and _row(postgres.operations[entry.operation]).deleted_at is not None:
+            continue  # who begins it anew may know of the deletion and have an earlier stamp
         account = postgres.accounts.get(entry.user_id)
         standing = account.rows.get(entry.key) if account else None
         row = standing.row if standing else None
