@@ -44,6 +44,7 @@ def decide_node(carried: CarriedNode, current: NodeRow | None, *, seen: bool) ->
     |---|---|---|
     | nothing, or what the writer saw | any | applied |
     | a tombstone that its writer's copy, being complete, had left out | any | applied |
+    | the same write, brought by another copy after a loss | any | applied: it stands |
     | a live row it did not see | compare | rejected |
     | a tombstone it did not see | revives | applied |
     | a tombstone it did not see | any other | superseded: delete wins |
@@ -54,6 +55,8 @@ def decide_node(carried: CarriedNode, current: NodeRow | None, *, seen: bool) ->
     row = carried.row
     if current is None or seen or _left_out(current, carried.absent_at):
         return NodeDecision(verdict=Verdict.APPLIED, row=row)
+    if _is_same_write(row, current):
+        return NodeDecision(verdict=Verdict.APPLIED, row=None)
     if carried.rule is Rule.COMPARE:
         return NodeDecision(verdict=Verdict.REJECTED, row=None, lost=True)
     if current.deleted_at is not None:
@@ -75,6 +78,10 @@ def decide_node(carried: CarriedNode, current: NodeRow | None, *, seen: bool) ->
 def _left_out(current: NodeRow | RelationshipRow, absent_at: int) -> bool:
     """Whether the writer saw that nothing was there: complete copies are loaded without tombstones."""
     return current.deleted_at is not None and 0 < current.rev <= absent_at
+
+
+def _is_same_write(row: NodeRow | RelationshipRow, current: NodeRow | RelationshipRow) -> bool:
+    return (row.stamp, row.row_hash, row.deleted_at) == (current.stamp, current.row_hash, current.deleted_at)
 
 
 def _merged(carried: CarriedNode, patch: str, current: NodeRow) -> NodeRow:
@@ -124,6 +131,8 @@ def decide_relationship(
         return RelationshipDecision(verdict=Verdict.SUPERSEDED, row=None)
     if current is None or seen or _left_out(current, absent_at):
         return RelationshipDecision(verdict=Verdict.APPLIED, row=row)
+    if _is_same_write(row, current):
+        return RelationshipDecision(verdict=Verdict.APPLIED, row=None)
     if current.deleted_at is not None and not (revive and row.deleted_at is None):
         return RelationshipDecision(verdict=Verdict.SUPERSEDED, row=None)
     if row.deleted_at is not None or revive or row.stamp > current.stamp:

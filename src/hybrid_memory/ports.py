@@ -161,8 +161,8 @@ class Replica(Protocol):
         """Make the generation visible with its cursor in one step, our queued changes laid over it.
 
         Where the copy it replaces was in doubt, what it held and the generation lacks is queued again; returns how many
-        operations that took. None when it is no longer to be shown: the user was erased meanwhile, or a later load was
-        begun.
+        operations that took. None when it is not to be shown: the user was erased meanwhile, or a later load was begun,
+        or what was queued again must first be held against an erasure.
         """
         ...
 

@@ -14,6 +14,8 @@ from tests.simulation.schedule import Ground, Outcome
 SCHEDULES = "simulated schedules"
 # One in so many schedules is a long one, which takes as long as five others.
 LONG_EVERY = 32
+# And in one of so many a standby that lags behind takes over, once or twice.
+FAILOVER_EVERY = 8
 # Seeds of two campaigns do not meet before one has run for days.
 APART = 10_000_000
 COLLECT_EVERY = 64
@@ -23,9 +25,18 @@ _REORDERED = ("came after number", "applied before it")
 _DIVERGED = ("rule 3", "rule 4", "rule 9")
 
 
+def _is_long(seed: int) -> bool:
+    return seed % LONG_EVERY == 0
+
+
+def _fails_over(seed: int) -> bool:
+    # Never a long one, so that each is told by one option.
+    return seed % FAILOVER_EVERY == 1
+
+
 def run_one(seed: int, ground: Ground) -> Outcome:
     """One schedule of a campaign, as its seed says."""
-    return schedule.run(Options.of(seed, long=seed % LONG_EVERY == 0), ground)
+    return schedule.run(Options.of(seed, long=_is_long(seed), rewinds=_fails_over(seed)), ground)
 
 
 def add(tallies: dict[str, Tally], outcome: Outcome) -> None:
@@ -60,7 +71,7 @@ def run(*, seconds: float, seed: int, half: int = 1) -> list[Tally]:
             outcome = run_one(number, ground)
             add(tallies, outcome)
             if outcome.findings:
-                form = " --long" if number % LONG_EVERY == 0 else ""
+                form = " --long" if _is_long(number) else " --failover" if _fails_over(number) else ""
                 sys.stderr.write(f"python -m tests.simulation --seeds {number}{form}: {outcome.findings[0]}\n")
             number += 1
             if number % COLLECT_EVERY == 0:

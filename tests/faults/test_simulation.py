@@ -15,10 +15,6 @@ from tests.simulation.schedule import Ground, Outcome, run
 
 LINES = 40
 
-# Seeds that once broke a rule. A change of the workload gives a seed another meaning, so what was wrong has a plain
-# test as well, in test_decided_against.py, test_barrier.py or contract/test_replica.py.
-ONCE_BROKEN_LONG = (12, 81, 106, 223, 10000624, 20000037, 20000231, 20000428)
-
 
 @pytest.fixture(scope="module")
 def ground() -> Iterator[Ground]:
@@ -45,10 +41,19 @@ def test_every_rule_holds_whatever_fails_and_in_whatever_order(ground: Ground, f
         assert not outcome.findings, told(outcome)
 
 
-@pytest.mark.parametrize("seed", ONCE_BROKEN_LONG)
-def test_a_long_schedule_that_once_broke_a_rule_breaks_none(ground: Ground, seed: int) -> None:
-    outcome = run(Options.of(seed, long=True), ground)
-    assert not outcome.findings, told(outcome)
+@pytest.mark.parametrize("first_seed", range(0, 60, 20))
+def test_every_rule_holds_where_a_lagging_standby_takes_over(ground: Ground, first_seed: int) -> None:
+    for seed in range(first_seed, first_seed + 20):
+        outcome = run(Options.of(seed, rewinds=True), ground)
+        assert outcome.counts["failover"] == outcome.options.rewinds
+        assert not outcome.findings, told(outcome)
+
+
+@pytest.mark.parametrize("first_seed", range(0, 12, 4))
+def test_every_rule_holds_in_long_schedules(ground: Ground, first_seed: int) -> None:
+    for seed in range(first_seed, first_seed + 4):
+        outcome = run(Options.of(seed, long=True), ground)
+        assert not outcome.findings, told(outcome)
 
 
 def test_the_faults_are_all_reached_within_a_few_seeds() -> None:

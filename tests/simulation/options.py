@@ -44,6 +44,8 @@ class Options:
         chance = random.Random(f"options {seed}")
         processes = chance.choice((1, 2, 2, 2, 3, 4) if long else (1, 1, 1, 2, 2, 2, 2, 3))
         skewed = chance.random() < 0.3
+        standby = random.Random(f"standby {seed}")
+        lost = standby.randint(1, 2) if rewinds else 0
         return cls(
             seed=seed,
             processes=processes,
@@ -56,10 +58,10 @@ class Options:
             skews_seconds=tuple(chance.uniform(-30.0, 30.0) if skewed else 0.0 for _ in range(processes)),
             crashes=chance.choice((0, 0, 1, 1, 2)) * (3 if long else 1),
             stops=chance.choice((0, 0, 0, 1)),
-            storms=chance.choice((0, 1, 2, 3)) * (3 if long else 1),
+            storms=max(lost, chance.choice((0, 1, 2, 3)) * (3 if long else 1)),
             lossy=chance.choice((0.1, 0.3, 0.6)),
             hints_lost=chance.choice((0.0, 0.3, 1.0)),
             refused=chance.choice((0.0, 0.0, 0.0, 0.08, 0.15)),
             cancels=chance.choice((0.0, 0.1, 0.3)),
-            rewinds=chance.randint(1, 2) if rewinds else 0,
+            rewinds=lost,
         )

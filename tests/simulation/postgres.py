@@ -68,8 +68,11 @@ class Postgres:
         self._now_us = now_us
         self.accounts: dict[str, Account] = {}
         self.ledger: list[Entry] = []
-        # When each operation of the ledger was accepted, by its process's clock.
-        self.accepted_at: dict[str, int] = {}
+        # Every operation that was ever decided.
+        self.operations: dict[str, Operation] = {}
+        # What was decided and then taken by a failover, and the whole ledger as it stood before each.
+        self.rewound: list[Entry] = []
+        self.pasts: list[list[Entry]] = []
         self.timeline = 1
 
     def _account(self, user_id: str) -> Account:
@@ -101,7 +104,7 @@ class Postgres:
             for operation in users[change.user_id]:
                 rev += 1
                 entries.append(_entry(opening, operation, Verdict.APPLIED, rev))
-                self.accepted_at[operation.op_id] = operation.accepted_at
+                self.operations[operation.op_id] = operation
             revs.append(self._put(draft, opening, change, entries))
         self.accounts |= drafts
         self.ledger += entries
@@ -159,7 +162,7 @@ class Postgres:
         standings = self.accounts[user_id].rows if user_id in self.accounts else {}
         self.accounts[user_id] = account
         self.ledger += entries
-        self.accepted_at |= {one.op_id: one.accepted_at for one in fresh}
+        self.operations |= {one.op_id: one for one in fresh}
         verdicts = {one.operation.seq: one.verdict for one in decided}
         as_sent = len(decided) == len(operations) and all(
             one.as_sent and one.change is not None and not batches.buries_node(one.change) for one in decided
@@ -267,6 +270,8 @@ class Postgres:
     def rewind(self, saved: tuple[dict[str, Account], int]) -> None:
         """Go on from there under a new timeline: what came after it never was."""
         self.accounts, entries = {user: account.draft() for user, account in saved[0].items()}, saved[1]
+        self.rewound += self.ledger[entries:]
+        self.pasts.append(self.ledger.copy())
         del self.ledger[entries:]
         self.timeline += 1
 
@@ -339,8 +344,9 @@ def written_by(operation: Operation) -> str | None:
     carried = carried_node(operation.payload)
     if carried.patch is None:
         return carried.row.summary
-    data = cast("dict[str, dict[str, str]]", orjson.loads(carried.patch))["entity_data"]
-    return next(iter(data.values()))
+    # What is merged again after a failover may differ in nothing that a caller of the workload wrote.
+    data = cast("dict[str, dict[str, str]]", orjson.loads(carried.patch)).get("entity_data", {})
+    return next(iter(data.values()), None)
 
 
 def _entry(opening: Opening, operation: Operation, verdict: Verdict, rev: int | None, *, lost: bool = False) -> Entry:

@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from hybrid_memory import HybridMemoryManager, Settings
+from hybrid_memory.changes import Operation
 from hybrid_memory.clock import IdSource
 from hybrid_memory.connect import Durable, PostgresMode, Tiers
-from hybrid_memory.events import Buried, Event, EventLog, ServiceFailed
+from hybrid_memory.events import Buried, Event, EventLog, Rewritten, ServiceFailed
+from hybrid_memory.messages import Identity
 from hybrid_memory.sqlite.accepting import QueueBounds
+from hybrid_memory.sqlite.binding import Binding
 from hybrid_memory.sqlite.hot_file import HotFile
 from hybrid_memory.sqlite.orphans import SqliteOrphans
 from hybrid_memory.sqlite.slots import Slot
-from hybrid_memory.testing.history import Entry, Standing
+from hybrid_memory.testing.history import Entry, Reload, Standing
 from tests.simulation.disk import InlineWorker, copy_file, hire
 from tests.simulation.loop import Life, SimulatedLoop, context_of
 from tests.simulation.options import Options
@@ -74,6 +77,8 @@ class Ear(EventLog):
         )
         if isinstance(event, ServiceFailed):
             self._process.failures.append(f"{event.service}: {event.error}")
+        if isinstance(event, Rewritten):
+            self._process.reloads.append(Reload(self._process.loop.time(), self._process.name, event.user_id))
         if isinstance(event, Buried):
             self._process.dead_ever.add(event.op_id)
 
@@ -101,6 +106,7 @@ class Process:
         self.failures: list[str] = []
         self.acknowledged: set[str] = set()
         self.dead_ever: set[str] = set()
+        self.reloads: list[Reload] = []
         self._chance = random.Random(f"{name} {options.seed}")
         self._folder = folder
         self._server = server
@@ -150,7 +156,18 @@ class Process:
             hire=partial(hire, self.loop, self._hired),
         )
         self.file = file
-        wire = Wire(self._server, self.name, file.opening.client_id, self.clock, hints_lost=self._options.hints_lost)
+
+        async def meet(met: Identity) -> None:
+            await file.meet(Binding(installation=met.installation, lineage=met.lineage))
+
+        wire = Wire(
+            self._server,
+            self.name,
+            file.opening.client_id,
+            self.clock,
+            hints_lost=self._options.hints_lost,
+            meet=meet if self._options.rewinds else None,
+        )
         durable = Durable(
             mode=PostgresMode.EXTERNAL, reason="a model", tier=wire, feed=wire, keep_up=_nothing, close=_nothing
         )
@@ -276,7 +293,7 @@ class Process:
         )
         return [op_id for op_id, payload in letters if not any(f'"{value}"' in payload for value in refused)]
 
-    def overtaken(self, ledger: Sequence[Entry], accepted_at: Mapping[str, int]) -> list[str]:
+    def overtaken(self, ledger: Sequence[Entry], operations: Mapping[str, Operation]) -> list[str]:
         """Operations that were queued behind one on the same entity when that died, and were applied all the same."""
         assert self.file is not None
         point = self.file.database.point
@@ -289,7 +306,7 @@ class Process:
             if entry.client == client
             and [entry.user_id, entry.key] == place
             and entry.seq > seq
-            and accepted_at[entry.operation] < died_at
+            and operations[entry.operation].accepted_at < died_at
         ]
 
     def abandon(self) -> None:

@@ -14,10 +14,13 @@ from typing import Final
 
 from hybrid_memory.changes import NodeRow
 from hybrid_memory.graph import Digest
+from hybrid_memory.preload import is_current
+from hybrid_memory.sqlite.hot_file import HotFile
 from hybrid_memory.testing.checker import check
 from hybrid_memory.testing.history import Claim, History, Moment, Standing
 from tests.simulation.disk import make_place
 from tests.simulation.loop import SimulatedLoop, Stuck
+from tests.simulation.lost_tail import erased_and_back, still_lost
 from tests.simulation.options import Options
 from tests.simulation.postgres import Postgres
 from tests.simulation.process import NOON_US, Process
@@ -246,7 +249,7 @@ class Schedule:
             return
         for cursor in file.hot.cursors():
             head = self.postgres.head(cursor.user_id)
-            current = head is not None and (head.epoch, head.rev) == (cursor.epoch, cursor.rev)
+            current = head is not None and is_current(cursor, head) and self._knows_the_server(file)
             if cursor.complete and current and not file.outbox.queued_of(cursor.user_id):
                 here = [one for (user_id, _), one in process.rows().items() if user_id == cursor.user_id]
                 there = [one for (user_id, _), one in self._rows().items() if user_id == cursor.user_id]
@@ -324,9 +327,13 @@ class Schedule:
             head, cursor = self.postgres.head(user_id), cursors.get(user_id)
             if cursor is None or head is None or not cursor.complete:
                 return False
-            if (head.epoch, head.rev) != (cursor.epoch, cursor.rev):
+            if not is_current(cursor, head):
                 return False
-        return True
+        return not self.options.rewinds or (self._knows_the_server(file) and not file.past.erasures_in_doubt())
+
+    def _knows_the_server(self, file: HotFile) -> bool:
+        """Whether nothing in the file is of a server that was there before, and taken to be of this one."""
+        return file.binding.lineage in {None, self.server.identity().lineage}
 
     @staticmethod
     def _state(process: Process) -> str:
@@ -347,15 +354,18 @@ class Schedule:
         history = self.history
         history.postgres = {place: row for place, row in self._rows().items() if place[0] in self.options.users}
         history.clocks_agree = not any(self.options.skews_seconds)
+        history.rewound = {entry.operation for entry in self.postgres.rewound}
+        self.findings += still_lost(self.postgres, history, self.processes) + erased_and_back(self.postgres, history)
         history.losers = sum(len(account.history) for account in self.postgres.accounts.values())
         for process in self.processes:
             self.findings += [f"{one} is shown by {process.name} without an end" for one in process.without_end()]
+            history.reloads += process.reloads
             history.replicas[process.name] = {
                 place: row for place, row in process.rows().items() if place[0] in self.options.users
             }
             refused = self.server.weather.poisonous | self.server.weather.failing
             self.findings += [f"{one} is dead, and nobody refused it" for one in process.wrongly_dead(refused)]
-            self.findings += process.overtaken(self.postgres.ledger, self.postgres.accepted_at)
+            self.findings += process.overtaken(self.postgres.ledger, self.postgres.operations)
             _, dead = process.whereabouts()
             history.dead |= dead | process.dead_ever
             history.unsettled |= {(process.name, user_id, key) for user_id, key in process.buried_keys()}

@@ -21,6 +21,7 @@ from hybrid_memory.errors import (
     Unforeseen,
     Unreachable,
 )
+from hybrid_memory.messages import Identity
 from tests.simulation.loop import WORLD, SimulatedLoop, context_of
 from tests.simulation.postgres import Postgres, written_by
 
@@ -84,6 +85,11 @@ class Server:
         for name, _, lost in list(self.listeners.values()):
             if process in {None, name} and not lost.done():
                 lost.set_result(None)
+
+    def identity(self) -> Identity:
+        """What the server says of itself. A standby has no lineage of its own."""
+        lineage = None if self.weather.read_only else f"lineage {self.postgres.timeline}"
+        return Identity(installation="the model", lineage=lineage)
 
     def reaches(self, process: str) -> bool:
         """Whether that process has a way here."""

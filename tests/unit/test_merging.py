@@ -236,7 +236,7 @@ def _edge(stamp: int, *, deleted: bool = False) -> RelationshipRow:
         (_edge(5), None, False, False, True),
         (_edge(5), _edge(10), True, False, True),
         (_edge(5), _edge(10), False, False, False),
-        (_edge(10), _edge(10), False, False, False),
+        (_edge(10), _edge(10)._replace(row_hash="another"), False, False, False),
         (_edge(20), _edge(10), False, False, True),
         (_edge(20), _edge(10, deleted=True), False, False, False),
         (_edge(20), _edge(10, deleted=True), False, True, True),

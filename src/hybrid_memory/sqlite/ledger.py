@@ -6,11 +6,14 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import cast
+from typing import Final, cast
 
 from hybrid_memory.changes import Operation
 from hybrid_memory.clock import Clock, IdSource, StampClock
 from hybrid_memory.sqlite.staging import Staging
+
+# More wait only where nobody reads what they merge.
+MERGES_REMEMBERED: Final = 4_096
 
 
 @dataclass(slots=True)
@@ -47,6 +50,28 @@ class Ledger:
         # The last queue number whose writer has been answered, or is about to be.
         self.answered_seq = 0
         self.staging = Staging()
+        # The revision at which an own operation was last merged, by generation and entity, until that row has come.
+        self._merged: dict[tuple[int, str], int] = {}
+
+    def merged(self, user_no: int, entity_id: str, rev: int) -> None:
+        """Take note of an own operation that Postgres merged with what others had stored."""
+        if len(self._merged) >= MERGES_REMEMBERED:
+            del self._merged[next(iter(self._merged))]
+        self._merged[user_no, entity_id] = rev
+
+    def has_merged_behind(self, user_no: int, entity_id: str, rev: int) -> bool:
+        """Whether a row at that revision lacks what was merged into a later one."""
+        behind = self._merged.get((user_no, entity_id), 0) > rev
+        if not behind:
+            self._merged.pop((user_no, entity_id), None)
+        return behind
+
+    def take_merged(self, user_no: int) -> dict[str, int]:
+        """What `has_merged_behind` goes by, for a generation that is replaced: forgotten here."""
+        taken = {entity: rev for (of, entity), rev in self._merged.items() if of == user_no}
+        for entity in taken:
+            del self._merged[user_no, entity]
+        return taken
 
     def now_us(self) -> int:
         """Wall-clock microseconds."""

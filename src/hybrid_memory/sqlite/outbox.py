@@ -33,7 +33,7 @@ from hybrid_memory.sqlite.rows import SqlRow, operation
 from hybrid_memory.sqlite.settling import Settling
 from hybrid_memory.sqlite.staging import move_cursors, number_nodes
 from hybrid_memory.sqlite.verdicts import keep_verdicts, kept_verdict, newest_number
-from hybrid_memory.sqlite.withdrawing import withdraw
+from hybrid_memory.sqlite.withdrawing import withdraw_beaten
 
 # Some batches' worth: the relay is seldom further behind, and then reads the file.
 NEWEST_KEPT: Final = 1_024
@@ -223,7 +223,7 @@ class SqliteOutbox:
         payload_bytes = 0
         nodes: list[tuple[int, str, int, int]] = []
         stood: list[Applied] = []
-        beaten: list[Operation] = []
+        otherwise: list[Applied] = []
         erasures: dict[str, int] = {}
         # One pass: it is half of what settling takes.
         for applied in sorted(chain.from_iterable(batch.operations for batch in batches), key=_seq):
@@ -239,8 +239,8 @@ class SqliteOutbox:
                     stood.append(applied)
                     if operation.kind is Kind.NODE:
                         nodes.append((user_no, operation.entity_id, rev, operation.stamp))
-            elif verdict in {Verdict.REJECTED, Verdict.SUPERSEDED}:
-                beaten.append(operation)
+            elif verdict is not Verdict.APPLIED:
+                otherwise.append(applied)
         seqs = [seq for seq, _, _ in told]
         keep_verdicts(connection, seqs, told, now_us)
         removed = connection.executemany("delete from outbox where seq between ? and ?", _runs(seqs)).rowcount
@@ -253,8 +253,7 @@ class SqliteOutbox:
         touched.clear()
         if number_nodes(connection, nodes) < len(stood):
             touched += show_applied(connection, self._ledger, stood)
-        for operation in beaten:
-            withdraw(connection, self._ledger.known_user_no(connection, operation.user_id), operation, now_us)
+        withdraw_beaten(connection, self._ledger, otherwise)
         remember_erasures(connection, erasures, now_us)
         connection.executemany(
             "update users set erased_rev = ? where user_id = ?", [(rev, user) for user, rev in erasures.items()]

@@ -120,6 +120,19 @@ def has_undated(connection: sqlite3.Connection, user_id: str) -> bool:
     return found is not None
 
 
+def is_undated(connection: sqlite3.Connection, head: Head) -> bool:
+    """Whether what is stored of a user may come before the erasure that the server tells of.
+
+    Nothing is known of the user's erasures, or only of one that the server has lost: it may have been repeated since,
+    and so may others which came behind it, under lower revisions.
+    """
+    found = connection.execute(
+        "select 1 from users where user_id = ?1 and ?2 > 0 and (erased_rev < 0 or erased_rev > ?2)",
+        (head.user_id, head.erased_rev),
+    ).fetchone()
+    return found is not None
+
+
 def _trust_erasure(user_id: str, connection: sqlite3.Connection) -> None:
     connection.execute("update erasures set in_doubt = 0 where user_id = ?", (user_id,))
 

@@ -16,7 +16,7 @@ from hybrid_memory.sqlite.accepting import Acceptance
 from hybrid_memory.sqlite.database import Database
 from hybrid_memory.sqlite.ledger import Ledger
 from hybrid_memory.sqlite.overlay import lay_over, queued_operations, relate_again, show_node, show_relationship
-from hybrid_memory.sqlite.past import has_undated, heard_of_erasure, remember_erasures
+from hybrid_memory.sqlite.past import has_undated, heard_of_erasure, is_undated, remember_erasures
 from hybrid_memory.sqlite.quarantine import remove_finished
 from hybrid_memory.sqlite.restoring import Restoration
 from hybrid_memory.sqlite.rows import find_node, find_relationship, node_row, relationship_row
@@ -118,12 +118,12 @@ class SqliteReplica:
         """Make the generation visible with its cursor in one step, our queued changes laid over it.
 
         Where the copy it replaces was in doubt, what it held and the generation lacks is queued again; returns how many
-        operations that took. None when it is no longer to be shown: the user was erased meanwhile, or a later load was
-        begun.
+        operations that took. None when it is not to be shown: the user was erased meanwhile, or a later load was begun,
+        or what was queued again must first be held against an erasure.
         """
         shown = await self._database.write(partial(self._show, generation, complete=complete), after=self._tell)
         self._loading.pop(generation, None)
-        return None if shown is None else shown.restored
+        return shown.restored if shown is not None and shown.loaded else None
 
     def _tell(self, shown: Shown | None) -> None:
         if shown is not None:
@@ -136,12 +136,18 @@ class SqliteReplica:
         former = self._ledger.known_user_no(connection, head.user_id)
         restored = 0
         if former is not None:
+            # Of a past that was rewritten no revision says anything.
+            merged = self._ledger.take_merged(former)
             if self._is_in_doubt(connection, head):
                 restored = self._restoration.restore(
                     connection, head.user_id, former=former, loaded=generation, done_seq=head.done_seq
                 )
+                if restored and is_undated(connection, head):
+                    # Whether it comes before the erasure Postgres alone can say: it goes there first.
+                    self._restoration.wait(connection, head.user_id, former)
+                    return Shown(user_id=head.user_id, user_no=former, row_ids=(), restored=restored)
             else:
-                self._carry_over(connection, former, generation, head)
+                self._carry_over(connection, former, generation, head, merged)
             connection.execute("insert into generations (user_no) values (?)", (former,))
         for queued in queued_operations(connection, head.user_id, after_seq=head.done_seq):
             lay_over(connection, self._ledger, generation, queued)
@@ -176,7 +182,9 @@ class SqliteReplica:
         ).fetchone()
         return found is not None
 
-    def _carry_over(self, connection: sqlite3.Connection, former: int, generation: int, head: Head) -> None:
+    def _carry_over(
+        self, connection: sqlite3.Connection, former: int, generation: int, head: Head, merged: Mapping[str, int]
+    ) -> None:
         # Our own writes that Postgres took after the snapshot: without them a caller's acknowledged write would be
         # gone until the feed brings it again. Nothing of another epoch is carried.
         same = connection.execute(
@@ -185,17 +193,27 @@ class SqliteReplica:
         ).fetchone()
         if same is None:
             return
+        # And tombstones that the snapshot left out: what was deleted is to be deleted again should it be lost.
         for (node_id,) in connection.execute(
-            "select node_id from nodes where user_no = ? and rev > ?", (former, head.rev)
+            "select f.node_id from nodes f left join nodes n on n.user_no = ?3 and n.node_id = f.node_id"
+            " where f.user_no = ?1 and (f.rev > ?2 or f.rev > 0 and f.deleted_at is not null and n.row_id is null)",
+            (former, head.rev, generation),
         ).fetchall():
             kept = find_node(connection, former, node_id)
             if kept is not None:
                 show_node(connection, self._ledger, generation, kept[1])
+        for node_id, rev in merged.items():
+            kept = find_node(connection, former, node_id)
+            if rev > head.rev and kept is not None:
+                show_node(connection, self._ledger, generation, kept[1])
+                self._ledger.merged(generation, node_id, rev)
         rows = connection.execute(
             "select relationship_id, source_id, target_id, relationship_type, weight, properties, row_hash,"
-            " valid_from, valid_to, created_at, updated_at, deleted_at, stamp, rev from relationships"
-            " where user_no = ? and rev > ?",
-            (former, head.rev),
+            " valid_from, valid_to, created_at, updated_at, deleted_at, stamp, rev from relationships f"
+            " where user_no = ?1 and (rev > ?2 or rev > 0 and deleted_at is not null and not exists (select 1"
+            " from relationships n where n.user_no = ?3 and n.source_id = f.source_id"
+            " and n.relationship_type = f.relationship_type and n.target_id = f.target_id))",
+            (former, head.rev, generation),
         ).fetchall()
         for row in rows:
             show_relationship(connection, self._ledger, generation, relationship_row(row))
@@ -241,6 +259,8 @@ class SqliteReplica:
         found = find_node(connection, user_no, row.node_id)
         if found is not None and found[1].rev >= row.rev:
             return None
+        if self._ledger.has_merged_behind(user_no, row.node_id, row.rev):
+            return None  # a later one is to come, and until then what was merged into it is shown
         if row.deleted_at is None and (found is None or found[1].deleted_at is not None):
             came_back.add(row.node_id)
         row_id = show_node(connection, self._ledger, user_no, row)

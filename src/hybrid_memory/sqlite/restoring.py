@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Callable
 from typing import Final
 
-from hybrid_memory.changes import Kind, NodeRow, Operation, RelationshipRow, Rule, patch_between
+from hybrid_memory.changes import Kind, NodeRow, Operation, RelationshipRow, Rule
 from hybrid_memory.payloads import node_payload, relationship_payload
 from hybrid_memory.sqlite.accepting import newest_own
 from hybrid_memory.sqlite.ledger import Ledger
@@ -39,9 +39,12 @@ class Restoration:
     row agree, and what was written after the loss is decided by the merge rules like any other conflict.
 
     An entity may have been merged into since, without what was lost: then it is newer there and lacks fields all the
-    same. It is merged again if an operation of this file, known by its receipt, was lost that made it what it is here,
-    or if only such operations made it newer as were merged here as well. A field that others had removed meanwhile
-    stays removed otherwise.
+    same. It is merged again if an operation of this file, known by its receipt, was lost that made it what it is here
+    or that was merged, or if only such operations made it newer as were merged here as well. A field that others had
+    removed meanwhile stays removed otherwise.
+
+    Nothing is removed from an entity: what it lacks here may have been removed, and may as well be what others merged
+    and brought back before us.
     """
 
     def __init__(self, ledger: Ledger, enqueue: Callable[[Operation], Operation]) -> None:
@@ -53,13 +56,14 @@ class Restoration:
 
         `done_seq` is the last number of this file's queue that the server knows of.
         """
-        lost_revs = revisions_behind(connection, done_seq)
+        lost_revs, lost_a_merge = revisions_behind(connection, done_seq)
         asked = {"user_id": user_id, "former": former, "loaded": loaded, "now_us": self._ledger.now_us()}
         count = 0
         for (node_id,) in connection.execute(_LOST_NODES, asked).fetchall():
             kept, standing = find_node(connection, former, node_id), find_node(connection, loaded, node_id)
-            if kept is not None and _is_missing(kept[1], standing[1] if standing else None, lost_revs):
-                count += self._restore_node(connection, user_id, kept[1], standing[1] if standing else None)
+            there = standing[1] if standing else None
+            if kept is not None and _is_missing(kept[1], there, lost_revs, lost_a_merge=lost_a_merge):
+                count += self._restore_node(connection, user_id, kept[1], there, lost_a_merge=lost_a_merge)
         for ends in connection.execute(_LOST_RELATIONSHIPS, asked).fetchall():
             edge, other = find_relationship(connection, former, *ends), find_relationship(connection, loaded, *ends)
             if edge is not None:
@@ -67,26 +71,48 @@ class Restoration:
         self._ledger.staging.flush(connection)
         return count
 
+    @staticmethod
+    def wait(connection: sqlite3.Connection, user_id: str, former: int) -> None:
+        """Leave the copy as it is until Postgres has decided what was queued again: that is shown as what is queued.
+
+        And it is sent as what was stored without knowing of any erasure, so that its time decides.
+        """
+        queued = "(select entity_id from outbox where user_id = ?2)"
+        for statement in (
+            f"update nodes set rev = 0 where user_no = ?1 and node_id in {queued}",  # noqa: S608 - constants only
+            f"update relationships set rev = 0 where user_no = ?1 and relationship_id in {queued}",  # noqa: S608
+        ):
+            connection.execute(statement, (former, user_id))
+        connection.execute("update users set erased_rev = -1 where user_id = ?", (user_id,))
+
     def _restore_node(
-        self, connection: sqlite3.Connection, user_id: str, kept: NodeRow, standing: NodeRow | None
+        self,
+        connection: sqlite3.Connection,
+        user_id: str,
+        kept: NodeRow,
+        standing: NodeRow | None,
+        *,
+        lost_a_merge: bool,
     ) -> bool:
         own = newest_own(connection, user_id, kept.node_id)
-        if own and kept.rev == 0:
-            return False  # never acknowledged: it is queued as it was
+        is_entity = kept.entity_system is not None
+        if kept.rev == 0 and (kept.deleted_at is not None or (own and not (is_entity and lost_a_merge))):
+            return False  # never in Postgres: it was decided against and withdrawn, or is queued as it was
         was_live = standing is not None and standing.deleted_at is None
         is_live = kept.deleted_at is None
         patch = None
         seen = standing
-        if is_live and kept.entity_system is not None:
-            if standing is not None and standing.stamp > kept.stamp:
+        if is_live and is_entity:
+            if was_live:
                 seen = None  # to be merged with what stands, not to take its place
-            patch = patch_between(seen.content if seen is not None and was_live else "{}", kept.content)
+            patch = kept.content
         self._queue(
             connection,
             user_id,
             Kind.NODE,
             kept.node_id,
             kept.stamp,
+            kept.updated_at,
             node_payload(user_id, kept, rule=Rule.REPLACE if patch is None else Rule.MERGE, patch=patch),
             base=-own or (seen.rev if seen else 0),
             # What is queued already makes of it what it is here.
@@ -98,8 +124,8 @@ class Restoration:
         self, connection: sqlite3.Connection, user_id: str, kept: RelationshipRow, standing: RelationshipRow | None
     ) -> bool:
         own = newest_own(connection, user_id, kept.relationship_id)
-        if own:
-            return False  # what is queued carries all there is to a relationship
+        if own or (kept.rev == 0 and kept.deleted_at is not None):
+            return False  # what is queued carries all there is to a relationship, and what was withdrawn is gone
         was_live = standing is not None and standing.deleted_at is None
         self._queue(
             connection,
@@ -107,6 +133,7 @@ class Restoration:
             Kind.RELATIONSHIP,
             kept.relationship_id,
             kept.stamp,
+            kept.updated_at,
             relationship_payload(user_id, kept),
             base=standing.rev if standing else 0,
             delta=(kept.deleted_at is None) - was_live,
@@ -120,6 +147,7 @@ class Restoration:
         kind: Kind,
         entity_id: str,
         stamp: int,
+        accepted_at: int,
         payload: str,
         *,
         base: int,
@@ -136,13 +164,14 @@ class Restoration:
                 delta=delta,
                 stamp=stamp,
                 payload=payload,
-                accepted_at=self._ledger.now_us(),
+                accepted_at=accepted_at,
             )
         )
 
 
-def _is_missing(kept: NodeRow, standing: NodeRow | None, lost_revs: frozenset[int]) -> bool:
+def _is_missing(kept: NodeRow, standing: NodeRow | None, lost_revs: frozenset[int], *, lost_a_merge: bool) -> bool:
     if standing is None or standing.stamp < kept.stamp:
         return True
     # An entity with another content.
-    return standing.deleted_at is None and (standing.stamp == kept.stamp or kept.rev in lost_revs)
+    lost_ours = lost_a_merge or kept.rev in lost_revs
+    return standing.deleted_at is None and (standing.stamp == kept.stamp or lost_ours)

@@ -61,12 +61,16 @@ def kept_verdict(reader: PointReader, seq: int) -> tuple[Verdict, int | None] | 
     return None
 
 
-def revisions_behind(connection: sqlite3.Connection, seq: int) -> frozenset[int]:
-    """The revisions, of whichever user, that operations behind a number were given, as far as it is written down."""
+def revisions_behind(connection: sqlite3.Connection, seq: int) -> tuple[frozenset[int], bool]:
+    """The revisions, of whichever user, that operations behind a number were given, as far as it is written down.
+
+    And whether one of them was merged with what others had stored: its revision is not that of any row here.
+    """
     rows = connection.execute("select decided from receipts where last_seq > ?", (seq,)).fetchall()
-    return frozenset(
-        rev
+    told = [
+        (rev, verdict)
         for (decided,) in cast("list[tuple[str]]", rows)
         for number, rev, verdict in cast("list[tuple[int, int | None, str]]", orjson.loads(decided))
         if number > seq and rev is not None and verdict != _AGAIN
-    )
+    ]
+    return frozenset(rev for rev, _ in told), any(verdict == Verdict.MERGED for _, verdict in told)

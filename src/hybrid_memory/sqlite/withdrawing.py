@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 
 from hybrid_memory.changes import Kind, Operation
+from hybrid_memory.graph import Verdict
+from hybrid_memory.messages import Applied
 from hybrid_memory.payloads import carried_relationship
+from hybrid_memory.sqlite.ledger import Ledger
 
 
 def shows(connection: sqlite3.Connection, user_no: int | None, operation: Operation) -> bool:
@@ -16,6 +20,16 @@ def shows(connection: sqlite3.Connection, user_no: int | None, operation: Operat
         (user_no, operation.entity_id, operation.stamp),
     ).fetchone()
     return found is not None
+
+
+def withdraw_beaten(connection: sqlite3.Connection, ledger: Ledger, otherwise: Sequence[Applied]) -> None:
+    """Do so with what was rejected or superseded among what was not applied; what was merged is noted as such."""
+    for operation, verdict, rev in otherwise:
+        user_no = ledger.known_user_no(connection, operation.user_id)
+        if verdict is Verdict.MERGED and user_no is not None:
+            ledger.merged(user_no, operation.entity_id, rev or 0)
+        elif verdict in {Verdict.REJECTED, Verdict.SUPERSEDED}:
+            withdraw(connection, user_no, operation, ledger.now_us())
 
 
 def withdraw(connection: sqlite3.Connection, user_no: int | None, beaten: Operation, now_us: int) -> None:

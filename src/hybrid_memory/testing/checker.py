@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from hybrid_memory.graph import Status, Verdict
 from hybrid_memory.testing.history import Act, Entry, Event, History, Phase
+
+# In seconds: a process tells of a reload that late.
+_TOLD_WITHIN: Final = 0.05
 
 
 class Finding(NamedTuple):
@@ -55,7 +58,7 @@ class _Checker:
             if ended.phase is Phase.FAIL and begun.value is not None and begun.value in self._written:
                 yield f"{begun.call} failed and was applied"
             operation = told.operation if told else None
-            if operation is None or operation in counts or operation in self._history.dead:
+            if operation is None or operation in counts or operation in self._history.dead | self._history.rewound:
                 continue
             if begun.user_id not in self._erased:
                 yield f"{begun.call} was acknowledged and is lost"
@@ -111,6 +114,8 @@ class _Checker:
             yield f"{lost} contents lost a conflict and {self._history.losers} are kept"
 
     def _beaten(self) -> Iterator[str]:
+        if self._history.rewound:
+            return  # a revision known then is not that of the same number now
         standing: dict[tuple[str, str], int] = {}
         beaten_by: dict[str, int] = {}
         for entry in self._history.ledger:
@@ -139,9 +144,18 @@ class _Checker:
 
     def _backwards(self) -> Iterator[str]:
         seen: dict[tuple[str, int, str, str | None], int] = {}
+        telling: dict[tuple[str, str], float] = {}
         erased: set[str] = set()
         own = {(one.begun.process, one.begun.value) for one in self._calls if one.begun.value is not None}
+        reloads = sorted(self._history.reloads, reverse=True)
         for event in self._history.events:
+            while reloads and reloads[-1].t - _TOLD_WITHIN <= event.t:
+                # Shown a while before it is told of, so until then a read may be of either copy.
+                told = reloads.pop()
+                telling[told.process, told.user_id] = told.t
+                seen = {at: rev for at, rev in seen.items() if (at[0], at[2]) != (told.process, told.user_id)}
+            if event.act is Act.READ and event.t <= telling.get((event.process, event.user_id), 0.0):
+                continue
             match event.act:
                 case Act.ERASE:
                     # Other processes obey it at a time that nobody noted.
@@ -188,7 +202,8 @@ class _Checker:
 
     def _conserved(self) -> Iterator[str]:
         for moment in self._history.moments:
-            missing = moment.acknowledged - moment.applied - moment.queued - moment.dead - moment.cancelled
+            somewhere = moment.applied | moment.queued | moment.dead | moment.cancelled
+            missing = moment.acknowledged - somewhere - self._history.rewound
             if missing:
                 yield f"at {moment.t:.6f} {sorted(missing)} were neither applied nor queued nor dead"
             if twice := moment.queued & moment.dead:
@@ -199,9 +214,10 @@ class _Checker:
         standing = {row.value for row in self._history.postgres.values()}
         for rows in self._history.replicas.values():
             standing |= {row.value for row in rows.values()}
-        for at, entry in enumerate(self._history.ledger):
-            if entry.value is not None and entry.value in standing and at < last_erasure.get(entry.user_id, -1):
-                yield f"{entry.value} was erased and stands again"
+        for value, entry in self._written.items():
+            # Applied again behind an erasure that was repeated, it may have been written behind that erasure at first.
+            if value in standing and self._place[entry.operation] < last_erasure.get(entry.user_id, -1):
+                yield f"{value} was erased and stands again"
         yield from self._outlived()
         erasures: dict[tuple[str, str], list[_Call]] = defaultdict(list)
         for call in self._calls:

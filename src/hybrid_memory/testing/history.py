@@ -130,9 +130,21 @@ class Handover(NamedTuple):
     read: str | None
 
 
+class Reload(NamedTuple):
+    """A process said that a past was rewritten, and that it has loaded a user's copy anew."""
+
+    t: float
+    process: str
+    user_id: str
+
+
 @dataclass(slots=True, kw_only=True)
 class History:
     """Everything that is checked.
+
+    The ledger is that of the server that stands in the end. What it had decided and a failover took away is in
+    `rewound`, by operation id: of that the rules ask no more than that it is not applied twice. Whether what it had
+    made came back is for whoever knows what stands.
 
     `dead` are the operations in dead letters, `replicas` the copies by process. `unsettled` are rows (process, user,
     key) that an operation in the dead letters changed: they need not be what Postgres has. `over` are openings (process
@@ -147,6 +159,8 @@ class History:
     postgres: Rows = field(default_factory=dict[tuple[str, str], Standing])
     replicas: dict[str, Rows] = field(default_factory=dict[str, Rows])
     handovers: list[Handover] = field(default_factory=list[Handover])
+    rewound: set[str] = field(default_factory=set[str])
+    reloads: list[Reload] = field(default_factory=list[Reload])
     unsettled: set[tuple[str, str, str]] = field(default_factory=set[tuple[str, str, str]])
     over: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
     clocks_agree: bool = True
