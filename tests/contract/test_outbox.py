@@ -129,6 +129,17 @@ async def test_what_was_committed_is_seen_though_the_last_of_its_group_failed(fi
     assert file.outbox.state().entries == 1
 
 
+async def test_what_was_committed_is_seen_though_one_failed_and_the_last_of_its_group_queued_nothing(
+    file: HotFile,
+) -> None:
+    stored = file.outbox.accept_node("ada", fresh("1"))
+    failing = file.database.write(Note("broken", Broken()))
+    noted = file.database.write(Note("a"))
+    assert [type(one) for one in await asyncio.gather(failing, return_exceptions=True)] == [Broken]
+    await asyncio.gather(stored, noted)
+    assert seqs(file) == [1]
+
+
 async def test_what_is_submitted_while_a_group_is_answered_is_committed_too(file: HotFile) -> None:
     # The thread has ended its work by then, and only the event loop can have it begin again.
     later: list[asyncio.Future[str]] = []

@@ -135,7 +135,7 @@ class HotFile:
 
         hooks = Hooks(
             before_work=ledger.staging.flush,
-            before_commit=ledger.staging.flush,
+            before_commit=ledger.before_commit,
             after_commit=after_commit,
             after_rollback=ledger.forget,
         )

@@ -143,14 +143,18 @@ class Ledger:
         numbers.next_row_id += count
         return first
 
+    def before_commit(self, connection: sqlite3.Connection) -> None:
+        """Write what is staged, and know all again that was forgotten: the last work of a group may not have asked."""
+        self.staging.flush(connection)
+        self._read(connection)
+
     def publication(self) -> Callable[[], None]:
         """What shows the event loop how things stand after a commit, to be called there."""
         queue = Queue(self._queue.entries, self._queue.payload_bytes, self._queue.dead_letters)
-        return partial(self._publish, queue, self._numbers.last_seq if self._numbers else None)
+        return partial(self._publish, queue, self.last_seq)
 
-    def _publish(self, queue: Queue, last_seq: int | None) -> None:
-        if last_seq is not None:
-            self.committed, self.answered_seq = queue, last_seq
+    def _publish(self, queue: Queue, last_seq: int) -> None:
+        self.committed, self.answered_seq = queue, last_seq
 
     def read(self, connection: sqlite3.Connection) -> None:
         """Read the state from the file, so that counts are right before the first change."""
