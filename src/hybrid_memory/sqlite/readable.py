@@ -44,15 +44,15 @@ def check_open(path: Path) -> None:
 
 
 def read_again(error: BaseException, read: Callable[[], T], path: Path, driver: Driver) -> T:
-    """What a read gives when it is tried once more that met what SQLite calls damage.
+    """What a read gives when it is tried once more that met a failing disk, or what SQLite calls damage.
 
     Raises `StorageCorrupt` if all of the open file could be read meanwhile and it was found damaged once more; else
     `StorageFailed` and its kin.
     """
-    failure = driver.translate(error)
-    if not isinstance(failure, StorageCorrupt):
-        raise failure from None
-    check_open(path)
+    if not driver.disk_failed(error):
+        raise driver.translate(error) from None
+    if isinstance(driver.translate(error), StorageCorrupt):
+        check_open(path)
     try:
         return read()
     except driver.errors as again:
