@@ -71,7 +71,7 @@ PARTS: Final[Mapping[str, Part]] = {
     "kills": Part(lane=2, share=0.25, run=kills.run),
     "power-cuts": Part(lane=2, share=0.1, run=power_cuts.run),
     "failovers": Part(lane=2, share=0.15, run=partial(outages.run_failovers, lose_tail=True)),
-    "more simulation": Part(lane=2, share=0.3, run=partial(simulation.run, half=2), patient=False),
+    "more simulation": Part(lane=2, share=0.4, run=partial(simulation.run, half=2), patient=False),
 }
 NICE: Final = 5
 COLUMNS: Final[Mapping[str, Callable[[Tally], str]]] = {

@@ -30,6 +30,13 @@ _LOST_RELATIONSHIPS: Final = """
       and not exists (select 1 from dead_letters d where d.user_id = :user_id and d.entity_id = o.relationship_id)
     order by o.stamp
 """
+_UNNUMBER_NODES: Final = (
+    "update nodes set rev = 0 where user_no = ?1 and node_id in (select entity_id from outbox where user_id = ?2)"
+)
+_UNNUMBER_RELATIONSHIPS: Final = (
+    "update relationships set rev = 0"
+    " where user_no = ?1 and relationship_id in (select entity_id from outbox where user_id = ?2)"
+)
 
 
 class Restoration:
@@ -77,12 +84,8 @@ class Restoration:
 
         And it is sent as what was stored without knowing of any erasure, so that its time decides.
         """
-        queued = "(select entity_id from outbox where user_id = ?2)"
-        for statement in (
-            f"update nodes set rev = 0 where user_no = ?1 and node_id in {queued}",  # noqa: S608 - constants only
-            f"update relationships set rev = 0 where user_no = ?1 and relationship_id in {queued}",  # noqa: S608
-        ):
-            connection.execute(statement, (former, user_id))
+        connection.execute(_UNNUMBER_NODES, (former, user_id))
+        connection.execute(_UNNUMBER_RELATIONSHIPS, (former, user_id))
         connection.execute("update users set erased_rev = -1 where user_id = ?", (user_id,))
 
     def _restore_node(
