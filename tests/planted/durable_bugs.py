@@ -32,8 +32,9 @@ DURABLE: Final = (
             ),
         ),
         caught_by=(
-            f"{_REPLIES}::test_a_store_cut_off_in_its_commit_is_applied_once",
-            f"{_REPLIES}::test_updates_of_one_node_keep_their_order_through_cuts",
+            # A node's write that is done again changes nothing; a deletion would be counted twice.
+            "contract/test_durable_tier.py::test_a_batch_sent_again_is_disputed_and_changes_nothing",
+            f"{_REPLIES}::test_relationships_and_deletes_survive_cuts_between_them",
         ),
     ),
     Bug(
