@@ -23,7 +23,8 @@ def still_lost(postgres: Postgres, history: History, processes: Sequence[Process
 
     What stands in their place may be later, or deleted. A copy that was given up cannot bring anything back, so users
     who were evicted or erased anywhere are left out, and rows on which something died or that were to expire. One stamp
-    stands for all fields of an entity, so of what two copies bring back of one field the later need not win.
+    stands for all fields of an entity, so of what two copies bring back of one field the later need not win. Deleting a
+    node deletes the relationships at it, and a deletion is brought back too: one that comes behind it is superseded.
     """
     given_up = {event.user_id for event in history.events if event.act in {Act.EVICT, Act.ERASE}}
     expiring = {
@@ -50,8 +51,9 @@ def still_lost(postgres: Postgres, history: History, processes: Sequence[Process
         account = postgres.accounts.get(entry.user_id)
         standing = account.rows.get(entry.key) if account else None
         row = standing.row if standing else None
-        was_deleted = (entry.user_id, entry.key) in deleted
-        lost = _lost(postgres.operations[entry.operation], row, was_deleted=was_deleted)
+        operation = postgres.operations[entry.operation]
+        was_deleted = any((entry.user_id, place) in deleted for place in (entry.key, *_ends(operation)))
+        lost = _lost(operation, row, was_deleted=was_deleted)
         found += [f"a failover took {entry.operation} of {entry.key}: {what}" for what in lost]
     return found
 
@@ -94,6 +96,12 @@ def erased_and_back(postgres: Postgres, history: History) -> list[str]:
             if entry.value is not None and entry.value in standing and at < erased_at.get(entry.user_id, -1)
         ]
     return found
+
+
+def _ends(operation: Operation) -> tuple[str, ...]:
+    """The nodes that an operation relates."""
+    row = _row(operation)
+    return (row.source_id, row.target_id) if isinstance(row, RelationshipRow) else ()
 
 
 def _row(operation: Operation) -> NodeRow | RelationshipRow:
