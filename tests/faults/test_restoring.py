@@ -110,6 +110,22 @@ async def test_a_field_that_was_merged_and_lost_comes_back_behind_another_that_i
     assert carried_node(queued(file)[-1].payload).row.content == encode({"entity_data": {"age": "9", "name": "ada"}})
 
 
+async def test_a_merge_that_was_lost_comes_back_where_what_was_queued_behind_it_is_applied_first(file: HotFile) -> None:
+    await file.outbox.accept_node("ada", entity(age="9"))
+    await decided(file, Verdict.MERGED, 2)
+    await file.outbox.accept_node("ada", fresh("tea"))
+    await file.meet(Binding(installation="one", lineage="after"))
+    (tea,) = queued(file)
+    await file.outbox.settle(carried([tea], before_rev=1))
+    theirs = node_from_postgres(entity(name="ada"), 1)
+    there = replace(behind(2), done_seq=tea.seq)
+    generation = await file.replica.begin_load(there)
+    assert generation is not None
+    await file.replica.add_nodes(generation, [theirs, carried_node(tea.payload).row._replace(rev=2)])
+    assert await file.replica.show_load(generation, complete=True) == 1
+    assert entity_of(file) == {"age": "9", "name": "ada"}
+
+
 @pytest.mark.parametrize("erased_here", [-1, 5])
 async def test_what_may_have_been_erased_goes_to_postgres_undated_before_it_is_shown(
     file: HotFile, erased_here: int
@@ -132,6 +148,23 @@ async def test_what_may_have_been_erased_goes_to_postgres_undated_before_it_is_s
     assert file.hot.get("ada", change.node_id) is None
     assert await taken_over(file, behind(1, erased_rev=1)) == 0
     assert queued(file) == []
+
+
+async def test_an_entity_that_others_have_added_to_is_queued_again_once_where_it_is_held_against_an_erasure(
+    file: HotFile,
+) -> None:
+    await file.outbox.accept_node("ada", entity(age="9"))
+    (stored,) = queued(file)
+    await file.outbox.settle(carried([stored]))
+    theirs = node_from_postgres(entity(name="ada"), 2, stamp=1)
+    assert await taken_over(file, behind(2, erased_rev=1), [theirs]) is None
+    (again,) = queued(file)
+    merged = decide_node(carried_node(again.payload), theirs, seen=False).row
+    assert merged is not None
+    await decided(file, Verdict.MERGED, 3)
+    assert await taken_over(file, behind(3, erased_rev=1), [merged._replace(rev=3)]) == 0
+    assert queued(file) == []
+    assert entity_of(file) == {"age": "9", "name": "ada"}
 
 
 async def test_a_deletion_that_was_lost_is_done_again_also_where_the_user_was_loaded_since(file: HotFile) -> None:
