@@ -14,7 +14,7 @@ from hybrid_memory.graph import NodeId, Verdict
 from hybrid_memory.jsontext import encode
 from hybrid_memory.merging import decide_node, decide_relationship
 from hybrid_memory.messages import Applied, AppliedUser, BatchApplied, Head
-from hybrid_memory.payloads import carried_node, node_payload
+from hybrid_memory.payloads import carried_node, carried_relationship, node_payload
 from hybrid_memory.sqlite.binding import Binding
 from hybrid_memory.sqlite.driver import choose_driver
 from hybrid_memory.sqlite.hot_file import HotFile
@@ -185,6 +185,35 @@ async def test_a_relationship_that_was_withdrawn_is_not_queued_again(file: HotFi
     await file.outbox.accept_relationship("ada", relation(ends[0].node_id, ends[1].node_id))
     await decided(file, Verdict.SUPERSEDED, 3)
     assert await taken_over(file, behind(2), [node_from_postgres(end, rev) for rev, end in enumerate(ends, 1)]) == 0
+
+
+async def test_a_relationship_of_an_expired_node_is_shown_as_it_stands_while_it_is_queued_again(file: HotFile) -> None:
+    ends = [fresh("a"), fresh("b")]
+    for end in ends:
+        await file.outbox.accept_node("ada", end)
+    edge = relation(ends[0].node_id, ends[1].node_id)
+    await file.outbox.accept_relationship("ada", edge)
+    await file.outbox.settle(carried(queued(file)))
+
+    def expire(connection: sqlite3.Connection) -> None:
+        connection.execute("update nodes set expires_at = 1 where node_id = ?", (ends[1].node_id,))
+
+    await file.database.write(expire)
+    assert await taken_over(file, behind(0)) == 2
+    node, related = queued(file)
+    # Another copy has brought both back before us.
+    theirs = carried_relationship(related.payload).row._replace(rev=2)
+    await file.replica.absorb(behind(2), [carried_node(node.payload).row._replace(rev=1)], [theirs])
+    as_it_stands = tuple(Applied(one, Verdict.APPLIED, None) for one in (node, related))
+    await file.outbox.settle(BatchApplied(operations=as_it_stands, users=()))
+    live = await file.database.read(_live_relationships)
+    assert live == [(edge.relationship_id, 2)]
+
+
+def _live_relationships(connection: sqlite3.Connection) -> list[tuple[str, int]]:
+    return connection.execute(
+        "select relationship_id, r.rev from users join relationships r using (user_no) where deleted_at is null"
+    ).fetchall()
 
 
 async def test_what_was_merged_stays_visible_over_an_older_row_that_arrives(file: HotFile) -> None:
