@@ -6,3 +6,7 @@ create table erasures (
     erased_at integer not null,
     in_doubt integer not null default 0
 ) strict, without rowid;
+
+-- The first number of the queue that was not known to be decided when the copy came into doubt; null when it is in none,
+-- and when all that may be lost of it was queued again. A mark at or above it says nothing of what had been decided.
+alter table users add column first_unsent integer;

@@ -14,7 +14,7 @@ from hybrid_memory.graph import NodeId, Verdict
 from hybrid_memory.jsontext import encode
 from hybrid_memory.merging import decide_node, decide_relationship
 from hybrid_memory.messages import Applied, AppliedUser, BatchApplied, Head
-from hybrid_memory.payloads import carried_node, node_payload
+from hybrid_memory.payloads import carried_node, carried_relationship, node_payload
 from hybrid_memory.sqlite.binding import Binding
 from hybrid_memory.sqlite.driver import choose_driver
 from hybrid_memory.sqlite.hot_file import HotFile
@@ -110,6 +110,22 @@ async def test_a_field_that_was_merged_and_lost_comes_back_behind_another_that_i
     assert carried_node(queued(file)[-1].payload).row.content == encode({"entity_data": {"age": "9", "name": "ada"}})
 
 
+async def test_a_merge_that_was_lost_comes_back_where_what_was_queued_behind_it_is_applied_first(file: HotFile) -> None:
+    await file.outbox.accept_node("ada", entity(age="9"))
+    await decided(file, Verdict.MERGED, 2)
+    await file.outbox.accept_node("ada", fresh("tea"))
+    await file.meet(Binding(installation="one", lineage="after"))
+    (tea,) = queued(file)
+    await file.outbox.settle(carried([tea], before_rev=1))
+    theirs = node_from_postgres(entity(name="ada"), 1)
+    there = replace(behind(2), done_seq=tea.seq)
+    generation = await file.replica.begin_load(there)
+    assert generation is not None
+    await file.replica.add_nodes(generation, [theirs, carried_node(tea.payload).row._replace(rev=2)])
+    assert await file.replica.show_load(generation, complete=True) == 1
+    assert entity_of(file) == {"age": "9", "name": "ada"}
+
+
 @pytest.mark.parametrize("erased_here", [-1, 5])
 async def test_what_may_have_been_erased_goes_to_postgres_undated_before_it_is_shown(
     file: HotFile, erased_here: int
@@ -134,6 +150,23 @@ async def test_what_may_have_been_erased_goes_to_postgres_undated_before_it_is_s
     assert queued(file) == []
 
 
+async def test_an_entity_that_others_have_added_to_is_queued_again_once_where_it_is_held_against_an_erasure(
+    file: HotFile,
+) -> None:
+    await file.outbox.accept_node("ada", entity(age="9"))
+    (stored,) = queued(file)
+    await file.outbox.settle(carried([stored]))
+    theirs = node_from_postgres(entity(name="ada"), 2, stamp=1)
+    assert await taken_over(file, behind(2, erased_rev=1), [theirs]) is None
+    (again,) = queued(file)
+    merged = decide_node(carried_node(again.payload), theirs, seen=False).row
+    assert merged is not None
+    await decided(file, Verdict.MERGED, 3)
+    assert await taken_over(file, behind(3, erased_rev=1), [merged._replace(rev=3)]) == 0
+    assert queued(file) == []
+    assert entity_of(file) == {"age": "9", "name": "ada"}
+
+
 async def test_a_deletion_that_was_lost_is_done_again_also_where_the_user_was_loaded_since(file: HotFile) -> None:
     change = fresh("tea")
     await load(file, 1, [node_from_postgres(change, 1)])
@@ -152,6 +185,35 @@ async def test_a_relationship_that_was_withdrawn_is_not_queued_again(file: HotFi
     await file.outbox.accept_relationship("ada", relation(ends[0].node_id, ends[1].node_id))
     await decided(file, Verdict.SUPERSEDED, 3)
     assert await taken_over(file, behind(2), [node_from_postgres(end, rev) for rev, end in enumerate(ends, 1)]) == 0
+
+
+async def test_a_relationship_of_an_expired_node_is_shown_as_it_stands_while_it_is_queued_again(file: HotFile) -> None:
+    ends = [fresh("a"), fresh("b")]
+    for end in ends:
+        await file.outbox.accept_node("ada", end)
+    edge = relation(ends[0].node_id, ends[1].node_id)
+    await file.outbox.accept_relationship("ada", edge)
+    await file.outbox.settle(carried(queued(file)))
+
+    def expire(connection: sqlite3.Connection) -> None:
+        connection.execute("update nodes set expires_at = 1 where node_id = ?", (ends[1].node_id,))
+
+    await file.database.write(expire)
+    assert await taken_over(file, behind(0)) == 2
+    node, related = queued(file)
+    # Another copy has brought both back before us.
+    theirs = carried_relationship(related.payload).row._replace(rev=2)
+    await file.replica.absorb(behind(2), [carried_node(node.payload).row._replace(rev=1)], [theirs])
+    as_it_stands = tuple(Applied(one, Verdict.APPLIED, None) for one in (node, related))
+    await file.outbox.settle(BatchApplied(operations=as_it_stands, users=()))
+    live = await file.database.read(_live_relationships)
+    assert live == [(edge.relationship_id, 2)]
+
+
+def _live_relationships(connection: sqlite3.Connection) -> list[tuple[str, int]]:
+    return connection.execute(
+        "select relationship_id, r.rev from users join relationships r using (user_no) where deleted_at is null"
+    ).fetchall()
 
 
 async def test_what_was_merged_stays_visible_over_an_older_row_that_arrives(file: HotFile) -> None:

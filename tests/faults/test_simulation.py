@@ -49,6 +49,21 @@ def test_every_rule_holds_where_a_lagging_standby_takes_over(ground: Ground, fir
         assert not outcome.findings, told(outcome)
 
 
+@pytest.mark.parametrize(
+    "seed",
+    [
+        pytest.param(100044, id="a merge was lost, and what was queued behind it moved the mark past it"),
+        pytest.param(100462, id="a relationship was lost, and the deletion of its end came back before it"),
+        pytest.param(200291, id="an entity is held against an erasure, and others have added to it"),
+        pytest.param(201284, id="a queued deletion beats what came back, and its caller begins anew behind it"),
+        pytest.param(201788, id="a deletion died and is shown, and a relationship of its node came back elsewhere"),
+    ],
+)
+def test_a_failover_that_once_broke_a_rule_keeps_them_all(ground: Ground, seed: int) -> None:
+    outcome = run(Options.of(seed, rewinds=True), ground)
+    assert not outcome.findings, told(outcome)
+
+
 @pytest.mark.parametrize("first_seed", range(0, 12, 4))
 def test_every_rule_holds_in_long_schedules(ground: Ground, first_seed: int) -> None:
     for seed in range(first_seed, first_seed + 4):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
 import orjson
@@ -23,7 +23,9 @@ def still_lost(postgres: Postgres, history: History, processes: Sequence[Process
 
     What stands in their place may be later, or deleted. A copy that was given up cannot bring anything back, so users
     who were evicted or erased anywhere are left out, and rows on which something died or that were to expire. One stamp
-    stands for all fields of an entity, so of what two copies bring back of one field the later need not win.
+    stands for all fields of an entity, so of what two copies bring back of one field the later need not win. Deleting a
+    node deletes the relationships at it, and a deletion is brought back too: one that comes behind it is superseded.
+    A deletion wins over what it had not seen, later or not, and what its caller stores anew behind it stands.
     """
     given_up = {event.user_id for event in history.events if event.act in {Act.EVICT, Act.ERASE}}
     expiring = {
@@ -31,11 +33,7 @@ def still_lost(postgres: Postgres, history: History, processes: Sequence[Process
         for one in postgres.operations.values()
         if one.kind is Kind.NODE and carried_node(one.payload).row.expires_at is not None
     }
-    deleted = {
-        (one.user_id, one.entity_id)
-        for one in postgres.operations.values()
-        if one.kind is Kind.NODE and carried_node(one.payload).row.deleted_at is not None
-    }
+    deleted = _first_deletions(postgres.operations.values())
     left_out = expiring | {place for process in processes for place in process.buried_keys()}
     acknowledged = {one for process in processes for one in process.acknowledged}
     applied = {entry.operation for entry in postgres.ledger}
@@ -50,23 +48,41 @@ def still_lost(postgres: Postgres, history: History, processes: Sequence[Process
         account = postgres.accounts.get(entry.user_id)
         standing = account.rows.get(entry.key) if account else None
         row = standing.row if standing else None
-        was_deleted = (entry.user_id, entry.key) in deleted
-        lost = _lost(postgres.operations[entry.operation], row, was_deleted=was_deleted)
+        operation = postgres.operations[entry.operation]
+        deletions = [
+            deleted[entry.user_id, place]
+            for place in (entry.key, *_ends(operation))
+            if (entry.user_id, place) in deleted
+        ]
+        lost = _lost(operation, row, deletion=min(deletions, default=None))
         found += [f"a failover took {entry.operation} of {entry.key}: {what}" for what in lost]
     return found
 
 
-def _lost(operation: Operation, standing: NodeRow | RelationshipRow | None, *, was_deleted: bool) -> Iterator[str]:
+def _first_deletions(operations: Iterable[Operation]) -> dict[tuple[str, str], int]:
+    """The nodes that were ever deleted, by user and key, each with the earliest stamp of a deletion."""
+    found: dict[tuple[str, str], int] = {}
+    for one in operations:
+        row = carried_node(one.payload).row if one.kind is Kind.NODE else None
+        if row is not None and row.deleted_at is not None:
+            place = one.user_id, one.entity_id
+            found[place] = min(row.stamp, found.get(place, row.stamp))
+    return found
+
+
+def _lost(operation: Operation, standing: NodeRow | RelationshipRow | None, *, deletion: int | None) -> Iterator[str]:
+    """What is missing of an operation; `deletion` is the stamp of the first of its row or of an end, if any."""
     row = _row(operation)
     if standing is None:
-        if row.deleted_at is None and not was_deleted:
+        if row.deleted_at is None and deletion is None:
             yield "nothing stands there"
     elif standing.deleted_at is not None:
         return
     elif row.deleted_at is not None or not isinstance(standing, NodeRow) or standing.entity_system is None:
-        if standing.stamp < row.stamp:
+        begun_anew = row.deleted_at is None and deletion is not None and deletion < standing.stamp
+        if standing.stamp < row.stamp and not begun_anew:
             yield "something older stands there"
-    elif not was_deleted:
+    elif deletion is None:
         stands = _data(standing.content)
         for name, value in _patch(operation).items():
             if name not in stands:
@@ -94,6 +110,12 @@ def erased_and_back(postgres: Postgres, history: History) -> list[str]:
             if entry.value is not None and entry.value in standing and at < erased_at.get(entry.user_id, -1)
         ]
     return found
+
+
+def _ends(operation: Operation) -> tuple[str, ...]:
+    """The nodes that an operation relates."""
+    row = _row(operation)
+    return (row.source_id, row.target_id) if isinstance(row, RelationshipRow) else ()
 
 
 def _row(operation: Operation) -> NodeRow | RelationshipRow:

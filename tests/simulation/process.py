@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from hybrid_memory import HybridMemoryManager, Settings
-from hybrid_memory.changes import Operation
+from hybrid_memory.changes import Kind, Operation
 from hybrid_memory.clock import IdSource
 from hybrid_memory.connect import Durable, PostgresMode, Tiers
 from hybrid_memory.events import Buried, Event, EventLog, Rewritten, ServiceFailed
 from hybrid_memory.messages import Identity
+from hybrid_memory.payloads import carried_node
 from hybrid_memory.sqlite.accepting import QueueBounds
 from hybrid_memory.sqlite.binding import Binding
 from hybrid_memory.sqlite.hot_file import HotFile
@@ -281,9 +282,25 @@ class Process:
         ]
 
     def buried_keys(self) -> set[tuple[str, str]]:
-        """The rows that operations in the dead letters changed, or related to what they changed."""
+        """The rows that operations in the dead letters were to change."""
         assert self.file is not None
         return set(self.file.database.point.all("select user_id, entity_id from dead_letters"))
+
+    def hidden_keys(self) -> set[tuple[str, str]]:
+        """The relationships at nodes whose deletion is in the dead letters: until a person decides, it is shown."""
+        assert self.file is not None
+        point = self.file.database.point
+        letters = point.all("select user_id, entity_id, payload from dead_letters where kind = ?", (Kind.NODE.value,))
+        return {
+            (user_id, key)
+            for user_id, node_id, payload in letters
+            if carried_node(payload).row.deleted_at is not None
+            for (key,) in point.all(
+                "select r.relationship_id from users u join relationships r using (user_no)"
+                " where u.user_id = ?1 and ?2 in (r.source_id, r.target_id)",
+                (user_id, node_id),
+            )
+        }
 
     def wrongly_dead(self, refused: set[str]) -> list[str]:
         """The operations in the dead letters that neither are among those refused nor depend on one that is dead."""

@@ -368,7 +368,8 @@ class Schedule:
             self.findings += process.overtaken(self.postgres.ledger, self.postgres.operations)
             _, dead = process.whereabouts()
             history.dead |= dead | process.dead_ever
-            history.unsettled |= {(process.name, user_id, key) for user_id, key in process.buried_keys()}
+            unsettled = process.buried_keys() | process.hidden_keys()
+            history.unsettled |= {(process.name, user_id, key) for user_id, key in unsettled}
 
     def _unforeseen(self) -> list[str]:
         found = [f"unforeseen: {error}" for error in self.loop.errors]

@@ -240,7 +240,8 @@ class HotFile:
         # Held against the file and not against memory: a former opening may not have compared everything either.
         rewound = read_binding(connection).lineage not in {None, met.lineage}
         if rewound:
-            doubt(connection, self._ledger.now_us())
+            self._ledger.read(connection)
+            doubt(connection, self._ledger.now_us(), next_seq=self._ledger.last_seq + 1)
         write_binding(met, connection)
         return rewound
 

@@ -94,7 +94,9 @@ def _lay_relationship_over(connection: sqlite3.Connection, ledger: Ledger, user_
     found = find_relationship(connection, user_no, wished.source_id, wished.relationship_type, wished.target_id)
     standing = found[1] if found else None
     rev = standing.rev if standing else 0
-    if wished.deleted_at is None and not ends_live(connection, user_no, wished):
+    # What stands in Postgres has no deleted end there: an end that is not here has expired.
+    stands = standing is not None and standing.deleted_at is None and standing.rev > 0
+    if wished.deleted_at is None and not stands and not ends_live(connection, user_no, wished):
         # Kept out of sight: should the ends come back first, Postgres will take it.
         if standing is None or standing.deleted_at is None:
             hidden = wished._replace(deleted_at=wished.updated_at, rev=rev)

@@ -77,12 +77,32 @@ class SqlitePast:
         await self._database.write(partial(_trust_copy, head), after=lambda _: self._on_changed(head.user_id))
 
 
-def doubt(connection: sqlite3.Connection, now_us: int) -> None:
-    """The server's past was rewritten: nothing it had confirmed is certain until it was compared."""
-    connection.execute("update users set timeline = ?", (REWOUND,))
+def doubt(connection: sqlite3.Connection, now_us: int, *, next_seq: int) -> None:
+    """The server's past was rewritten: nothing it had confirmed is certain until it was compared.
+
+    `next_seq` is the number that an operation would get now.
+    """
+    # Of what is in doubt since an earlier time, what was sent since that time says nothing either.
+    connection.execute(
+        "update users set timeline = ?1, first_unsent = coalesce("
+        "case when timeline = ?1 then first_unsent end, (select min(seq) from outbox), ?2)",
+        (REWOUND, next_seq),
+    )
     kept_since = now_us - ERASURES_KEPT // timedelta(microseconds=1)
     connection.execute("delete from erasures where erased_at < ?", (kept_since,))
     connection.execute("update erasures set in_doubt = 1")
+
+
+def kept_up_to(connection: sqlite3.Connection, user_id: str, done_seq: int) -> int:
+    """The last number up to which the server has certainly kept what it had decided, by its mark for this file.
+
+    0 where the mark says nothing: what was still queued goes to the new server before a copy is compared with it, and
+    moves the mark past what was lost.
+    """
+    moved = connection.execute(
+        "select 1 from users where user_id = ? and first_unsent <= ?", (user_id, done_seq)
+    ).fetchone()
+    return done_seq if moved is None else 0
 
 
 def remember_erasures(connection: sqlite3.Connection, erasures: Mapping[str, int], now_us: int) -> None:
@@ -143,7 +163,8 @@ def _doubt_copy(user_id: str, connection: sqlite3.Connection) -> None:
 
 def _trust_copy(head: Head, connection: sqlite3.Connection) -> None:
     connection.execute(
-        "update users set timeline = ? where user_id = ? and timeline = ? and complete = 1 and rev = ?"
+        "update users set timeline = ?, first_unsent = null"
+        " where user_id = ? and timeline = ? and complete = 1 and rev = ?"
         " and erased_rev = ?",
         (head.timeline, head.user_id, REWOUND, head.rev, head.erased_rev),
     )

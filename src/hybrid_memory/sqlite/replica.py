@@ -156,7 +156,7 @@ class SqliteReplica:
             "insert into users (user_id, user_no, epoch, rev, erased_rev, timeline, complete, loaded_at, confirmed_at,"
             " last_used_at) values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?8, ?8)"
             " on conflict (user_id) do update set user_no = ?2, epoch = ?3, rev = ?4, erased_rev = ?5, timeline = ?6,"
-            " complete = ?7, loaded_at = ?8, confirmed_at = ?8",
+            " complete = ?7, loaded_at = ?8, confirmed_at = ?8, first_unsent = null",
             (
                 head.user_id,
                 generation,

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import Final
 
 from hybrid_memory.changes import Kind, NodeRow, Operation, RelationshipRow, Rule
-from hybrid_memory.payloads import node_payload, relationship_payload
+from hybrid_memory.merging import decide_node
+from hybrid_memory.payloads import carried_node, node_payload, relationship_payload
 from hybrid_memory.sqlite.accepting import newest_own
 from hybrid_memory.sqlite.ledger import Ledger
+from hybrid_memory.sqlite.past import kept_up_to
 from hybrid_memory.sqlite.rows import find_node, find_relationship
 from hybrid_memory.sqlite.verdicts import revisions_behind
 
@@ -46,9 +48,9 @@ class Restoration:
     row agree, and what was written after the loss is decided by the merge rules like any other conflict.
 
     An entity may have been merged into since, without what was lost: then it is newer there and lacks fields all the
-    same. It is merged again if an operation of this file, known by its receipt, was lost that made it what it is here
-    or that was merged, or if only such operations made it newer as were merged here as well. A field that others had
-    removed meanwhile stays removed otherwise.
+    same. It is merged again if an operation of this file, known by its receipt, was lost (or may have been, where the
+    server's mark does not tell) that made it what it is here or that was merged, or if only such operations made it
+    newer as were merged here as well. A field that others had removed meanwhile stays removed otherwise.
 
     Nothing is removed from an entity: what it lacks here may have been removed, and may as well be what others merged
     and brought back before us.
@@ -63,7 +65,7 @@ class Restoration:
 
         `done_seq` is the last number of this file's queue that the server knows of.
         """
-        lost_revs, lost_a_merge = revisions_behind(connection, done_seq)
+        lost_revs, lost_a_merge = revisions_behind(connection, kept_up_to(connection, user_id, done_seq))
         asked = {"user_id": user_id, "former": former, "loaded": loaded, "now_us": self._ledger.now_us()}
         count = 0
         for (node_id,) in connection.execute(_LOST_NODES, asked).fetchall():
@@ -82,11 +84,12 @@ class Restoration:
     def wait(connection: sqlite3.Connection, user_id: str, former: int) -> None:
         """Leave the copy as it is until Postgres has decided what was queued again: that is shown as what is queued.
 
-        And it is sent as what was stored without knowing of any erasure, so that its time decides.
+        And it is sent as what was stored without knowing of any erasure, so that its time decides. Behind it the
+        server's mark tells again what was decided.
         """
         connection.execute(_UNNUMBER_NODES, (former, user_id))
         connection.execute(_UNNUMBER_RELATIONSHIPS, (former, user_id))
-        connection.execute("update users set erased_rev = -1 where user_id = ?", (user_id,))
+        connection.execute("update users set erased_rev = -1, first_unsent = null where user_id = ?", (user_id,))
 
     def _restore_node(
         self,
@@ -109,6 +112,9 @@ class Restoration:
             if was_live:
                 seen = None  # to be merged with what stands, not to take its place
             patch = kept.content
+        payload = node_payload(user_id, kept, rule=Rule.REPLACE if patch is None else Rule.MERGE, patch=patch)
+        if patch is not None and standing is not None and was_live and _stays(standing, payload):
+            return False
         self._queue(
             connection,
             user_id,
@@ -116,7 +122,7 @@ class Restoration:
             kept.node_id,
             kept.stamp,
             kept.updated_at,
-            node_payload(user_id, kept, rule=Rule.REPLACE if patch is None else Rule.MERGE, patch=patch),
+            payload,
             base=-own or (seen.rev if seen else 0),
             # What is queued already makes of it what it is here.
             delta=0 if own else is_live - was_live,
@@ -170,6 +176,12 @@ class Restoration:
                 accepted_at=accepted_at,
             )
         )
+
+
+def _stays(standing: NodeRow, payload: str) -> bool:
+    """Whether merging an entity again leaves it as it stands: nothing of ours is missing, whatever others added."""
+    merged = decide_node(carried_node(payload), standing, seen=False).row
+    return merged is None or (merged.row_hash, merged.stamp) == (standing.row_hash, standing.stamp)
 
 
 def _is_missing(kept: NodeRow, standing: NodeRow | None, lost_revs: frozenset[int], *, lost_a_merge: bool) -> bool:
