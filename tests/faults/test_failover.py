@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from pathlib import Path
 
 from hybrid_memory import Status, Verdict
+from hybrid_memory.messages import Identity
+from hybrid_memory.postgres.database import Connection, Link, PostgresSettings, Purpose
 from hybrid_memory.testing.failover import Pair
 from tests.plugins.postgres import connected
 from tests.support.managers import FACT, both_tiers_agree, contents, drained, head_rev, opened
@@ -40,6 +43,37 @@ async def test_a_failover_that_loses_nothing_is_no_more_than_a_short_outage(fail
         rows = await admin.fetch("select content->>'n' as n from memory.nodes order by rev")
         assert [int(row["n"]) for row in rows] == list(range(40))
         assert await admin.fetchval("select left(pg_walfile_name(pg_current_wal_lsn()), 8)") == "00000002"
+
+
+async def test_a_standby_that_is_promoted_under_a_connection_is_met_as_the_server_that_it_is_now(
+    failover: Pair,
+) -> None:
+    met: list[Identity] = []
+
+    async def meet(identity: Identity) -> None:
+        met.append(identity)
+
+    async def is_standby(connection: Connection) -> bool:
+        found: bool = await connection.fetchval("select pg_is_in_recovery()")
+        return found
+
+    standby = failover.standby
+    assert standby is not None
+    purpose = Purpose(name="test", deadline=timedelta(seconds=SECONDS), statement_timeout=timedelta(seconds=SECONDS))
+    link = Link(PostgresSettings(dsn=standby.dsn(database="memory")), purpose, meet=meet)
+    try:
+        assert await link.run(is_standby)
+        await failover.promote(lose_tail=False)
+        (before,) = met
+        assert before.lineage is None
+        assert not await link.run(is_standby)
+        assert not await link.run(is_standby)
+        assert [(one.installation, one.lineage is None) for one in met] == [
+            (before.installation, True),
+            (before.installation, False),
+        ]
+    finally:
+        await link.close()
 
 
 async def test_a_tail_lost_and_a_backup_restored_are_really_gone(failover: Pair) -> None:

@@ -77,7 +77,10 @@ class Wire:
             raise
 
     async def connected(self, link: Link) -> int:
-        """Connect if need be, and be told which server that is. Returns which of its starts the connection is to."""
+        """Connect if need be, and be told which server that is: of a standby each time.
+
+        Returns which of its starts the connection is to.
+        """
         if self._meet is None:
             return _ANY_BOOT
         known = self._boots.get(link)
@@ -89,7 +92,8 @@ class Wire:
 
         boots, identity = await self.ask_there(work, _ANY_BOOT)
         await self._meet(identity)
-        self._boots[link] = boots
+        if identity.lineage is not None:
+            self._boots[link] = boots
         return boots
 
     def _cut(self, link: Link, boots: int) -> None:

@@ -258,7 +258,8 @@ Meet: TypeAlias = Callable[[Identity], Awaitable[None]]
 class Link:
     """One connection, opened at the first use, used by one call at a time, and replaced after it failed.
 
-    Of every new connection `meet` is told which server it has reached, before anything else is asked there.
+    Of every new connection `meet` is told which server it has reached, before anything else is asked there; of one to a
+    standby before each call, for a promotion leaves the connection as it is.
     """
 
     def __init__(
@@ -272,6 +273,7 @@ class Link:
         self._lock = asyncio.Lock()
         self._deadline = _Deadline()
         self._connection: Connection | None = None
+        self._on_standby = False
         self._closed = False
 
     async def run(
@@ -350,11 +352,15 @@ class Link:
 
     def _usable(self) -> Connection | None:
         connection = self._connection
-        return None if connection is None or connection.is_closed() else connection
+        return None if connection is None or self._on_standby or connection.is_closed() else connection
 
     async def _open(self, failures: int) -> Connection:
         if self._closed:
             raise Closed("the connection to Postgres was closed")
+        standing = self._connection
+        if standing is not None and not standing.is_closed():
+            await self._introduce(standing)
+            return standing
         self._reach.check(failures)
         try:
             self._connection = await connect(self._settings, self._purpose)
@@ -370,6 +376,7 @@ class Link:
             return
         try:
             met = await self.step(connection.fetchrow(_IDENTITY))
+            self._on_standby = met is not None and met["lineage"] is None
             if met is not None:
                 await self._meet(Identity(installation=met["installation"], lineage=met["lineage"]))
         except BaseException:
