@@ -51,8 +51,9 @@ begin
     where h.user_id = p_user and h.erased_rev = p_erased_rev
     returning h.rev, h.epoch into v_rev, v_epoch;
     if not found then
+        -- A new head has no erasure: where the sender knows of one, it was lost, and is to be repeated.
         insert into memory.heads as h (user_id, rev, erased_rev, nodes, relationships)
-        values (p_user, p_takes, p_erased_rev, p_node_count, p_relationship_count)
+        select p_user, p_takes, p_erased_rev, p_node_count, p_relationship_count where p_erased_rev = 0
         on conflict (user_id) do update
             set rev = h.rev + excluded.rev, nodes = h.nodes + excluded.nodes,
                 relationships = h.relationships + excluded.relationships, last_activity = now()
@@ -124,7 +125,10 @@ begin
     -- The head row is the user's lock; users come sorted, so two batches never wait for one another in a circle.
     with taken as (
         insert into memory.heads as h (user_id, rev, erased_rev, nodes, relationships)
-        select * from unnest(p_users, p_takes, p_erased_revs, p_node_counts, p_relationship_counts)
+        select u.* from unnest(p_users, p_takes, p_erased_revs, p_node_counts, p_relationship_counts)
+            as u (user_id, rev, erased_rev, nodes, relationships)
+        -- A new head has no erasure: where the sender knows of one, it was lost, and is to be repeated.
+        where u.erased_rev = 0 or exists (select from memory.heads e where e.user_id = u.user_id)
         on conflict (user_id) do update
             set rev = h.rev + excluded.rev, nodes = h.nodes + excluded.nodes,
                 relationships = h.relationships + excluded.relationships, last_activity = now()
@@ -399,7 +403,10 @@ declare
 begin
     perform set_config('memory.user_id', p_user, true);
     insert into memory.heads (user_id) values (p_user) on conflict do nothing;
-    select h.erased_rev into v_over from memory.heads h where h.user_id = p_user for update;
+    -- Upon an erasure of the same client's it stands over what that stood over: one's own need not be heard of.
+    select case when a.erased_rev = h.erased_rev then a.erased_over else h.erased_rev end into v_over
+    from memory.heads h left join memory.applied a on a.user_id = h.user_id and a.client_id = p_client
+    where h.user_id = p_user for update of h;
     update memory.heads h
     set rev = h.rev + 1, erased_rev = h.rev + 1, erased_at = clock_timestamp(), nodes = 0, relationships = 0, last_activity = now()
     where h.user_id = p_user

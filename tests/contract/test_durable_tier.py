@@ -187,6 +187,30 @@ async def test_an_erasure_sent_again_erases_nothing_that_came_after_it(
     assert await text_of(admin, after) == "after"
 
 
+async def test_what_follows_two_erasures_of_ones_own_stands_though_the_first_was_on_its_way_at_the_second(
+    tier: DurableTier, author: Author, admin: asyncpg.Connection
+) -> None:
+    await tier.apply(author.opening, [author.store("u")], {})
+    await tier.erase(author.opening, author.erase("u", heard_of=0))
+    second = author.erase("u", heard_of=0)
+    erased_rev = await tier.erase(author.opening, second)
+    assert await tier.erase(author.opening, second) == erased_rev, "the same again, should the answer be lost"
+    after = author.store("u", text="after")
+    await tier.apply(author.opening, [after], {"u": erased_rev})
+    assert await text_of(admin, after) == "after"
+
+
+async def test_a_user_of_whom_a_lost_erasure_is_known_is_not_made_anew_as_if_it_stood(
+    tier: DurableTier, author: Author
+) -> None:
+    queued = author.store("u")
+    for others in ([], [author.store("v")]):
+        with pytest.raises(Disputed) as disputed:
+            await tier.apply(author.opening, [queued, *others], {"u": 7})
+        assert disputed.value.users == {"u"}
+    assert verdicts(await tier.decide(author.opening, [queued], 7)) == [(1, Verdict.APPLIED, 1)]
+
+
 async def test_an_erasure_leaves_no_row_of_the_user_but_that_it_happened(
     tier: DurableTier, author: Author, admin: asyncpg.Connection
 ) -> None:

@@ -41,8 +41,8 @@ class Account:
     rows: dict[str, Standing] = field(default_factory=dict[str, Standing])
     marks: dict[str, Mark] = field(default_factory=dict[str, Mark])
     history: tuple[Lost, ...] = ()
-    # Each client's last erasure: its number, and what was told of it.
-    erasures: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
+    # Each client's last erasure: its number, the one that stood before, and its revision.
+    erasures: dict[str, tuple[int, int, int]] = field(default_factory=dict[str, tuple[int, int, int]])
 
     def draft(self) -> Account:
         """A copy to work on: it takes the place of this one when the transaction commits."""
@@ -87,9 +87,7 @@ class Postgres:
         changes = batches.as_sent(users, erased)
         drafts: dict[str, Account] = {}
         for change in changes:
-            account = drafts[change.user_id] = self._account(change.user_id)
-            if change.user_id not in self.accounts:
-                account.erased_rev = change.erased_rev
+            drafts[change.user_id] = self._account(change.user_id)
         _refuse(change.user_id for change in changes if drafts[change.user_id].erased_rev != change.erased_rev)
         _refuse(
             change.user_id
@@ -190,22 +188,20 @@ class Postgres:
         """`memory.erase`; done again, it only says what it said. Raises `Fenced`."""
         account, done = self._open_user(opening, operation.user_id)
         if done >= operation.seq:
-            seq, told = account.erasures.get(opening.client_id, (0, 0))
-            return (
-                told
-                if seq == operation.seq
-                else erasure_told(operation.payload, account.erased_rev, account.erased_rev)
-            )
-        before = account.erased_rev
+            own_seq, over, erased_rev = account.erasures.get(opening.client_id, (0, 0, 0))
+            if own_seq != operation.seq:
+                over = erased_rev = account.erased_rev
+            return erasure_told(operation.payload, over, erased_rev)
+        _, over, own_rev = account.erasures.get(opening.client_id, (0, 0, 0))
+        before = over if own_rev == account.erased_rev else account.erased_rev
         account.rev += 1
         account.erased_rev, account.erased_at = account.rev, self._now_us()
         account.rows, account.history = {}, ()
         account.marks[opening.client_id] = Mark(operation.seq, opening.number, opening.token)
         self.accounts[operation.user_id] = account
         self.ledger.append(_entry(opening, operation, Verdict.APPLIED, account.rev))
-        told = erasure_told(operation.payload, before, account.erased_rev)
-        account.erasures[opening.client_id] = (operation.seq, told)
-        return told
+        account.erasures[opening.client_id] = (operation.seq, before, account.erased_rev)
+        return erasure_told(operation.payload, before, account.erased_rev)
 
     def head(self, user_id: str, client_id: str | None = None) -> Head | None:
         """A user's head, if it has one; with a client's mark, if it is that of a client."""

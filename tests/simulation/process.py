@@ -270,14 +270,17 @@ class Process:
         return found
 
     def without_end(self) -> list[str]:
-        """The live relationships whose source or target is shown as deleted."""
+        """The live relationships whose source or target is known to be deleted.
+
+        A write that was decided against leaves a tombstone without a revision: what stands there may have expired.
+        """
         assert self.file is not None
         return [
             key
             for (key,) in self.file.database.point.all(
                 "select distinct r.relationship_id from users u join relationships r using (user_no)"
                 " join nodes n on n.user_no = u.user_no and n.node_id in (r.source_id, r.target_id)"
-                " where r.deleted_at is null and n.deleted_at is not null"
+                " where r.deleted_at is null and n.deleted_at is not null and n.rev > 0"
             )
         ]
 

@@ -194,7 +194,7 @@ class PostgresDurableTier:
                     return _erasure_told_again(operation, opened)
                 arguments = (opening.client_id, opening.number, opening.token, operation.seq, operation.user_id)
                 erased_rev = cast("int", _only(await connection.fetch(self._ERASE, *arguments))["erased_rev"])
-                return erasure_told(operation.payload, opened["erased_rev"] or 0, erased_rev)
+                return erasure_told(operation.payload, _erased_before(opened), erased_rev)
 
         return await self._write(work, [operation.user_id], self._settings.erase_deadline + _HEAD_START)
 
@@ -232,6 +232,12 @@ async def _done(
     if any(covered < operation.seq <= mark.last_seq for operation in operations):
         raise NumbersReused(user_id=operations[0].user_id, last_seq=mark.last_seq, covered=covered)
     return covered
+
+
+def _erased_before(opened: asyncpg.Record) -> int:
+    """The erasure that the next one of the same client comes upon: those that are its own it need not hear of."""
+    own = opened["own_erased_rev"] is not None and opened["own_erased_rev"] == opened["erased_rev"]
+    return cast("int", opened["own_erased_over"] if own else opened["erased_rev"] or 0)
 
 
 def _erasure_told_again(erasure: Operation, opened: asyncpg.Record) -> int:
