@@ -193,6 +193,11 @@ def related_nodes(payload: str) -> tuple[str, str]:
     return members["source_id"], members["target_id"]
 
 
+def may_merge(payload: str) -> bool:
+    """Whether a node that `node_payload` wrote is to be merged with what stands; it may be said of others too."""
+    return '"rule":"merge"' in payload
+
+
 def may_revive(payload: str) -> bool:
     """Whether a node that `node_payload` wrote may take the place of a tombstone; it may be said of others too."""
     return '"revive":true' in payload or '"absent_at":' in payload

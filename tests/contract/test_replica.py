@@ -12,9 +12,11 @@ from hybrid_memory.graph import NodeId
 from hybrid_memory.sqlite.hot_file import HotFile
 from tests.support.beneath import after_each_commit
 from tests.support.hot_files import (
+    ENTITY,
     carried,
     count,
     edge_from_postgres,
+    entity,
     fresh,
     head,
     hot_file,
@@ -285,6 +287,20 @@ async def test_what_was_applied_is_shown_though_it_had_lost_here_against_a_row_t
     assert (node.content["text"], node.rev) == ("ours", 4)
     found = await file.hot.search("ada", "ours", parse(None), 5)
     assert [hit.node.node_id for hit in found] == [ours.node_id]
+
+
+async def test_what_was_merged_here_and_applied_there_over_a_deletion_is_shown_as_it_was_applied(file: HotFile) -> None:
+    await file.outbox.accept_node("ada", entity(name="ours"))
+    (queued,) = file.outbox.claim(after_seq=0, limit=9)
+    await load(file, 2, [node_from_postgres(entity(age="theirs"), 2, stamp=1)])
+    node = file.hot.get("ada", ENTITY)
+    assert node is not None
+    assert node.content["entity_data"] == {"name": "ours", "age": "theirs"}
+    # Revision 3 was the deletion of theirs, which the copy has not seen yet.
+    await file.outbox.settle(carried([queued], before_rev=3))
+    node = file.hot.get("ada", ENTITY)
+    assert node is not None
+    assert (node.content["entity_data"], node.rev) == ({"name": "ours"}, 4)
 
 
 async def test_a_later_change_of_ours_stays_visible_over_what_was_applied(file: HotFile) -> None:

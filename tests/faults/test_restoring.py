@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hybrid_memory.changes import NodeChange, NodeRow, Operation, Rule
-from hybrid_memory.graph import NodeId, Verdict
+from hybrid_memory.changes import NodeRow, Operation, Rule
+from hybrid_memory.graph import Verdict
 from hybrid_memory.jsontext import encode
 from hybrid_memory.merging import decide_node, decide_relationship
 from hybrid_memory.messages import Applied, AppliedUser, BatchApplied, Head
@@ -20,10 +20,19 @@ from hybrid_memory.sqlite.driver import choose_driver
 from hybrid_memory.sqlite.hot_file import HotFile
 from hybrid_memory.sqlite.inspection import inspect_file
 from tests.simulation.disk import copy_file
-from tests.support.hot_files import EPOCH, carried, edge_from_postgres, fresh, head, hot_file, load, node_from_postgres
+from tests.support.hot_files import (
+    ENTITY,
+    EPOCH,
+    carried,
+    edge_from_postgres,
+    entity,
+    fresh,
+    head,
+    hot_file,
+    load,
+    node_from_postgres,
+)
 from tests.support.hot_files import related as relation
-
-ENTITY = NodeId("5f8f9d54-6d8c-5f0e-9d1f-0a7a3c6f2b11")
 
 
 @pytest.fixture
@@ -31,20 +40,6 @@ async def file(tmp_path: Path) -> AsyncIterator[HotFile]:
     async with hot_file(tmp_path / "data") as opened:
         await opened.meet(Binding(installation="one", lineage="before"))
         yield opened
-
-
-def entity(**fields: str) -> NodeChange:
-    """A wish to merge into the entity."""
-    content = encode({"entity_data": dict(fields)})
-    return fresh()._replace(
-        node_id=ENTITY,
-        content=content,
-        rule=Rule.MERGE,
-        fresh=False,
-        entity_system="crm",
-        entity_id="e",
-        entity_type="p",
-    )
 
 
 def queued(file: HotFile) -> list[Operation]:

@@ -75,6 +75,22 @@ def _change(
     )
 
 
+ENTITY = NodeId("5f8f9d54-6d8c-5f0e-9d1f-0a7a3c6f2b11")
+
+
+def entity(**fields: str) -> NodeChange:
+    """A wish to merge into the entity."""
+    return fresh()._replace(
+        node_id=ENTITY,
+        content=encode({"entity_data": dict(fields)}),
+        rule=Rule.MERGE,
+        fresh=False,
+        entity_system="crm",
+        entity_id="e",
+        entity_type="p",
+    )
+
+
 def related(source: NodeId, target: NodeId, *, user_id: str = "ada") -> RelationshipChange:
     """A wish to relate two nodes."""
     return RelationshipChange(

@@ -21,7 +21,7 @@ from hybrid_memory.messages import (
     Hold,
     QueueState,
 )
-from hybrid_memory.payloads import carried_relationship
+from hybrid_memory.payloads import carried_relationship, may_merge
 from hybrid_memory.sqlite.accepting import Acceptance, Stored
 from hybrid_memory.sqlite.database import Database
 from hybrid_memory.sqlite.last_operations import LastOperations
@@ -223,6 +223,7 @@ class SqliteOutbox:
         payload_bytes = 0
         nodes: list[tuple[int, str, int, int]] = []
         stood: list[Applied] = []
+        alone: list[Applied] = []
         otherwise: list[Applied] = []
         erasures: dict[str, int] = {}
         # One pass: it is half of what settling takes.
@@ -237,8 +238,11 @@ class SqliteOutbox:
                 user_no = self._ledger.known_user_no(connection, operation.user_id)
                 if user_no is not None:
                     stood.append(applied)
-                    if operation.kind is Kind.NODE:
+                    # What was merged here with a row that its writer had not seen is no longer what was sent.
+                    if operation.kind is Kind.NODE and not may_merge(operation.payload):
                         nodes.append((user_no, operation.entity_id, rev, operation.stamp))
+                    else:
+                        alone.append(applied)
             elif verdict is not Verdict.APPLIED:
                 otherwise.append(applied)
         seqs = [seq for seq, _, _ in told]
@@ -251,8 +255,8 @@ class SqliteOutbox:
             self._ledger.count_bytes(connection)
         # Tried again, it finds the file as it was.
         touched.clear()
-        if number_nodes(connection, nodes) < len(stood):
-            touched += show_applied(connection, self._ledger, stood)
+        all_numbered = number_nodes(connection, nodes) == len(nodes)
+        touched += show_applied(connection, self._ledger, alone if all_numbered else stood)
         withdraw_beaten(connection, self._ledger, otherwise)
         remember_erasures(connection, erasures, now_us)
         connection.executemany(

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Container, Sequence
 from typing import Final, TypeAlias, cast
 
-from hybrid_memory.changes import Kind, NodeRow, Operation, RelationshipRow
+from hybrid_memory.changes import Kind, NodeRow, Operation, RelationshipRow, Rule
 from hybrid_memory.graph import Verdict
 from hybrid_memory.merging import decide_node, decide_relationship
 from hybrid_memory.messages import Applied
@@ -152,8 +152,11 @@ class _Own:
 
     def __init__(self, operation: Operation) -> None:
         self._stamp = operation.stamp
+        self._merges = False
         if operation.kind is Kind.NODE:
-            self._row: NodeRow | RelationshipRow = carried_node(operation.payload).row
+            carried = carried_node(operation.payload)
+            self._row: NodeRow | RelationshipRow = carried.row
+            self._merges = carried.rule is Rule.MERGE
         else:
             self._row = carried_relationship(operation.payload).row
 
@@ -165,9 +168,13 @@ class _Own:
         return find_relationship(connection, user_no, row.source_id, row.relationship_type, row.target_id)
 
     def is_shown(self, standing: NodeRow | RelationshipRow, later: Sequence[Operation]) -> bool:
-        """Whether that is this change, one that is queued behind it, or says the same."""
+        """Whether that is this change, one that is queued behind it, or says the same.
+
+        Laid over a row that its writer had not seen, what merges has the change's stamp and more in it.
+        """
         same = standing.row_hash == self._row.row_hash and standing.deleted_at == self._row.deleted_at
-        return same or standing.stamp in {self._stamp, *(other.stamp for other in later)}
+        is_this = standing.stamp == self._stamp and not self._merges
+        return same or is_this or standing.stamp in {other.stamp for other in later}
 
     def is_hidden(self, standing: NodeRow | RelationshipRow) -> bool:
         """Whether that is this change, shown as deleted because an end of the relationship was not there."""
