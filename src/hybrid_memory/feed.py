@@ -17,12 +17,17 @@ HINT_INTERVAL_SECONDS = 0.02
 # brings is one revision, and the pause after it nothing that anybody notices.
 REST_SECONDS_PER_REVISION = 0.001
 LONGEST_REST_SECONDS = 0.1
+# Copies that nobody has open are asked about so often: they need not be up to date, but whoever was erased must go.
+HELD_INTERVAL_SECONDS = 5.0
 # Comparing a thousand heads takes some milliseconds, in which nobody else would run.
 COMPARED_AT_ONCE = 250
 
 
 class Feed:
-    """Asks for the heads of all open users with one statement and takes in what is newer."""
+    """Asks for the heads of all open users with one statement and takes in what is newer.
+
+    Of users whose copies are held and not open only erasures are obeyed, within some seconds.
+    """
 
     name = "feed"
 
@@ -34,6 +39,7 @@ class Feed:
         open_users: Callable[[], Sequence[str]],
         absorb: Callable[[Cursor], Awaitable[None]],
         load: Callable[[str], Awaitable[bool]],
+        obey_erasure: Callable[[str, Head], Awaitable[None]],
         confirm: Callable[[str, float], None],
         continues: Callable[[Cursor, Head], bool],
         poll_seconds: float,
@@ -45,6 +51,7 @@ class Feed:
         self._open_users = open_users
         self._absorb = absorb
         self._load = load
+        self._obey_erasure = obey_erasure
         self._confirm = confirm
         self._continues = continues
         self._poll_seconds = poll_seconds
@@ -53,6 +60,7 @@ class Feed:
         self._backoff = Backoff(first_seconds=0.1, cap_seconds=5.0)
         self._failures = 0
         self._asked_at: float | None = None
+        self._held_due = monotonic()
 
     @property
     def silent_seconds(self) -> float:
@@ -61,10 +69,10 @@ class Feed:
 
     async def run_once(self) -> float | None:
         """Poll once. Returns the pause to the next poll, with jitter so that processes do not poll in step."""
-        users = self._open_users()
+        users, held = self._open_users(), self._held()
         before = [self._hot.cursor(user_id) for user_id in users]
         asked_at = self._monotonic()
-        heads = {head.user_id: head for head in await self._ask(users)}
+        heads = {head.user_id: head for head in await self._ask([*users, *held])}
         brought = 0
         for number, (user_id, cursor) in enumerate(zip(users, before, strict=True), 1):
             head = heads.get(user_id)
@@ -75,12 +83,24 @@ class Feed:
                 brought += await self._compare(user_id, cursor, head, asked_at)
             if number % COMPARED_AT_ONCE == 0:
                 await asyncio.sleep(0)
+        for user_id in held:
+            if user_id in heads:
+                await self._obey_erasure(user_id, heads[user_id])
         self._failures = 0
         pause = self._poll_seconds * (0.8 + self._uniform() * 0.3)
         rest = min(brought * REST_SECONDS_PER_REVISION, LONGEST_REST_SECONDS, pause)
         # Slept here and not between rounds, where the next hint would end it.
         await asyncio.sleep(rest)
         return pause - rest
+
+    def _held(self) -> Sequence[str]:
+        """The users held and not open, when it is time to ask about them."""
+        now = self._monotonic()
+        if now < self._held_due:
+            return ()
+        self._held_due = now + HELD_INTERVAL_SECONDS
+        open_users = set(self._open_users())
+        return [cursor.user_id for cursor in self._hot.cursors() if cursor.user_id not in open_users]
 
     async def _ask(self, users: Sequence[str]) -> Sequence[Head]:
         # Also when nobody's head is wanted: so an outage is known of before somebody needs Postgres.

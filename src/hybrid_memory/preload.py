@@ -178,7 +178,7 @@ class Preload:
         # To tell what was lost from what was deleted, the tombstones are needed too.
         after_rev = 0 if known else None
         async with self._feed.snapshot(user_id, after_rev=after_rev) as snapshot:
-            await self._obey_erasure(user_id, snapshot.head)
+            await self.obey_erasure(user_id, snapshot.head)
             generation = await self._replica.begin_load(snapshot.head)
             if generation is None:
                 return False
@@ -197,7 +197,8 @@ class Preload:
         self._finished(user_id, nodes, edges, started, full=True)
         return True
 
-    async def _obey_erasure(self, user_id: str, head: Head) -> None:
+    async def obey_erasure(self, user_id: str, head: Head) -> None:
+        """Let go of all that is held of a user if the head tells of an erasure that the copy has not heard of."""
         cursor = self._hot.cursor(user_id)
         if cursor is not None and 0 <= cursor.erased_rev < head.erased_rev:
             await self._replica.erase(user_id, erased_rev=head.erased_rev)

@@ -107,6 +107,7 @@ class Staff:
             open_users=self._open_users,
             absorb=self.preload.absorb_difference,
             load=self.preload.bring_up_to_date,
+            obey_erasure=self.preload.obey_erasure,
             confirm=self.preload.confirm,
             continues=continues,
             poll_seconds=settings.poll_interval.total_seconds(),

@@ -174,6 +174,19 @@ async def test_another_process_that_holds_the_user_lets_go_of_every_byte(
     assert await admin.fetchval("select count(*) from memory.nodes") == 1
 
 
+async def test_a_copy_that_nobody_has_open_is_let_go_of_as_well(postgres: Database, tmp_path: Path) -> None:
+    async with opened(postgres, tmp_path / "one") as one:
+        await tell_secrets(one, "ada", wait=SECONDS)
+        async with opened(postgres, tmp_path / "two") as two:
+            await two.ensure_user_memories("ada")
+        async with opened(postgres, tmp_path / "two") as two:
+            assert len(await contents(two.user("ada"))) == 9
+            await one.forget("ada")
+            await until(lambda: tiers(two).file.hot.cursor("ada") is None)
+            assert await contents(two.user("ada")) == {}
+    assert canaries_in(tmp_path) == 0
+
+
 async def test_writes_that_another_process_queued_before_it_heard_of_the_erasure_are_rejected(
     postgres: Database, admin: asyncpg.Connection, tmp_path: Path
 ) -> None:

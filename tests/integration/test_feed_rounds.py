@@ -45,6 +45,9 @@ class Round:
             self.loaded.append(loaded)
             return True
 
+        async def obey_erasure(erased: str, _head: Head) -> None:
+            raise AssertionError(erased)
+
         def confirm(confirmed: str, _asked_at: float) -> None:
             self.confirmed.append(confirmed)
 
@@ -54,6 +57,7 @@ class Round:
             open_users=lambda: [user_id],
             absorb=absorb,
             load=load,
+            obey_erasure=obey_erasure,
             confirm=confirm,
             continues=continues,
             poll_seconds=1.0,
