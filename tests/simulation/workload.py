@@ -78,13 +78,10 @@ class Workload:
     async def _caller(self, process: Process) -> None:
         while (manager := process.manager) is not None and self._left[process.name] > 0:
             self._left[process.name] -= 1
-            try:
-                if self._chance.random() < self._options.cancels:
-                    await self._cancelled(process, manager)
-                else:
-                    await self.one(process, manager)
-            except HybridMemoryError as error:
-                process.note(f"raised {error.code}")
+            if self._chance.random() < self._options.cancels:
+                await self._cancelled(process, manager)
+            else:
+                await self.one(process, manager)
             if self._chance.random() < 0.5:
                 await asyncio.sleep(0.3 * self._chance.random() ** 2)
 
@@ -92,15 +89,16 @@ class Workload:
         call = asyncio.get_running_loop().create_task(self.one(process, manager))
         await asyncio.sleep(0.02 * self._chance.random() ** 2)
         call.cancel()
-        (raised,) = await asyncio.gather(call, return_exceptions=True)
-        if isinstance(raised, Exception):
-            raise raised
+        await asyncio.wait([call])
 
     async def one(self, process: Process, manager: HybridMemoryManager) -> None:
-        """One call of some kind."""
+        """One call of some kind; that it may be refused is noted."""
         chance, user = self._chance, self._chance.choice(self._options.users)
         (kind,) = chance.choices(self._kinds, cum_weights=self._weights)
-        await kind(process, manager, user)
+        try:
+            await kind(process, manager, user)
+        except HybridMemoryError as error:
+            process.note(f"raised {error.code}")
 
     def _event(self, process: Process, call: str, act: Act, user: str, phase: Phase, **more: object) -> None:
         event = Event(
