@@ -20,6 +20,7 @@ from tests.plugins.postgres import Database
 from tests.support.clocks import HandClock
 from tests.support.hot_files import (
     EPOCH,
+    edge_from_postgres,
     head,
     keyed,
     load,
@@ -71,6 +72,33 @@ async def test_a_new_relationship_that_lost_is_gone_though_a_load_had_laid_it_ov
     await load(file, 6, ends)
     await settled(file, decided(file, Verdict.SUPERSEDED))
     assert (await file.hot.digest("ada")).relationships == 0
+
+
+async def test_a_relationship_brought_back_that_lost_is_gone_though_nothing_comes_of_it_any_more(file: HotFile) -> None:
+    ends = [node_from_postgres(keyed(key), rev) for rev, key in enumerate(("tea", "rye"), 1)]
+    wish = related(ends[0].node_id, ends[1].node_id)
+    edge = edge_from_postgres(wish, 3)
+    await load(file, 3, ends, [edge])
+    await file.replica.absorb(head(5), [], [edge._replace(rev=5, deleted_at=edge.updated_at)])
+    await file.outbox.accept_relationship("ada", wish)
+    assert (await file.hot.digest("ada")).relationships == 1
+    # When it came to Postgres an end was deleted, which is back by now.
+    await settled(file, decided(file, Verdict.SUPERSEDED))
+    assert (await file.hot.digest("ada")).relationships == 0
+
+
+async def test_a_deletion_that_an_erasure_beat_hides_nothing_that_is_loaded_after_it(file: HotFile) -> None:
+    await file.outbox.accept_node("ada", keyed("tea"))
+    await settled(file, decided(file, Verdict.APPLIED, 1))
+    await file.outbox.accept_deletion("ada", keyed("tea").node_id)
+    await settled(file, decided(file, Verdict.REJECTED))
+    generation = await file.replica.begin_load(head(8, erased_rev=ERASED))
+    assert generation is not None
+    # Another node of that name, which has expired, and what relates it.
+    edge = edge_from_postgres(related(keyed("tea").node_id, keyed("tea").node_id), 7)
+    await file.replica.add_relationships(generation, [edge])
+    assert await file.replica.show_load(generation, complete=True) is not None
+    assert (await file.hot.digest("ada")).relationships == 1
 
 
 async def test_a_later_change_of_a_row_that_lost_is_still_shown(file: HotFile) -> None:

@@ -188,16 +188,19 @@ class SqliteReplica:
         # Our own writes that Postgres took after the snapshot: without them a caller's acknowledged write would be
         # gone until the feed brings it again. Nothing of another epoch is carried.
         same = connection.execute(
-            "select 1 from users where user_id = ? and (epoch is null or epoch = ?) and erased_rev in (-1, ?)",
+            "select erased_rev from users where user_id = ? and (epoch is null or epoch = ?) and erased_rev in (-1, ?)",
             (head.user_id, head.epoch, head.erased_rev),
         ).fetchone()
         if same is None:
             return
-        # And tombstones that the snapshot left out: what was deleted is to be deleted again should it be lost.
+        # And tombstones that the snapshot left out: what was deleted is to be deleted again should it be lost. Not
+        # where an erasure not heard of may have taken what they are of: another may bear its name by now.
+        knows_erasures = max(0, same[0]) == head.erased_rev
         for (node_id,) in connection.execute(
             "select f.node_id from nodes f left join nodes n on n.user_no = ?3 and n.node_id = f.node_id"
-            " where f.user_no = ?1 and (f.rev > ?2 or f.rev > 0 and f.deleted_at is not null and n.row_id is null)",
-            (former, head.rev, generation),
+            " where f.user_no = ?1"
+            " and (f.rev > ?2 or ?4 and f.rev > 0 and f.deleted_at is not null and n.row_id is null)",
+            (former, head.rev, generation, knows_erasures),
         ).fetchall():
             kept = find_node(connection, former, node_id)
             if kept is not None:
@@ -210,10 +213,10 @@ class SqliteReplica:
         rows = connection.execute(
             "select relationship_id, source_id, target_id, relationship_type, weight, properties, row_hash,"
             " valid_from, valid_to, created_at, updated_at, deleted_at, stamp, rev from relationships f"
-            " where user_no = ?1 and (rev > ?2 or rev > 0 and deleted_at is not null and not exists (select 1"
+            " where user_no = ?1 and (rev > ?2 or ?4 and rev > 0 and deleted_at is not null and not exists (select 1"
             " from relationships n where n.user_no = ?3 and n.source_id = f.source_id"
             " and n.relationship_type = f.relationship_type and n.target_id = f.target_id))",
-            (former, head.rev, generation),
+            (former, head.rev, generation, knows_erasures),
         ).fetchall()
         for row in rows:
             show_relationship(connection, self._ledger, generation, relationship_row(row))

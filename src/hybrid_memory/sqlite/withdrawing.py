@@ -37,14 +37,15 @@ def withdraw(connection: sqlite3.Connection, user_no: int | None, beaten: Operat
 
     What beat it mostly comes by the feed. Not what the copy had passed already when the operation was laid over it: an
     erasure, or a tombstone that the load left out. So a row that Postgres never had goes at once; and where the row
-    was another's before, and the user has been erased, the copy is loaded anew.
+    was another's before, and the user has been erased, the copy is loaded anew. A relationship goes at once whatever
+    was there before: what beat it may be the deletion of an end, which was revived before the feed could tell of it.
     """
     place = (user_no, beaten.entity_id, beaten.stamp)
     if beaten.kind is Kind.RELATIONSHIP:
         row = carried_relationship(beaten.payload).row
         buried = connection.execute(
             "update relationships set deleted_at = ?1, updated_at = ?1 where user_no = ?2 and source_id = ?3"
-            " and relationship_type = ?4 and target_id = ?5 and stamp = ?6 and rev = 0",
+            " and relationship_type = ?4 and target_id = ?5 and stamp = ?6 and (rev = 0 or deleted_at is null)",
             (now_us, user_no, row.source_id, row.relationship_type, row.target_id, beaten.stamp),
         )
     else:
