@@ -20,7 +20,9 @@ from tests.plugins.postgres import Database
 from tests.support.clocks import HandClock
 from tests.support.hot_files import (
     EPOCH,
+    carried,
     edge_from_postgres,
+    fresh,
     head,
     keyed,
     load,
@@ -99,6 +101,19 @@ async def test_a_deletion_that_an_erasure_beat_hides_nothing_that_is_loaded_afte
     await file.replica.add_relationships(generation, [edge])
     assert await file.replica.show_load(generation, complete=True) is not None
     assert (await file.hot.digest("ada")).relationships == 1
+
+
+async def test_what_was_applied_although_it_went_with_an_erasure_here_is_still_to_come_by_the_feed(
+    file: HotFile,
+) -> None:
+    await file.outbox.accept_node("ada", fresh("after the erasure, of which nobody here had heard"))
+    operations = file.outbox.claim(after_seq=0, limit=9)
+    await file.replica.erase("ada", erased_rev=ERASED)
+    await show(file, ERASED, erased_rev=ERASED)
+    await settled(file, carried(operations, before_rev=ERASED))
+    cursor = file.hot.cursor("ada")
+    assert cursor is not None
+    assert cursor.rev == ERASED
 
 
 async def test_a_later_change_of_a_row_that_lost_is_still_shown(file: HotFile) -> None:

@@ -250,7 +250,8 @@ class SqliteOutbox:
         removed = connection.executemany("delete from outbox where seq between ? and ?", _runs(seqs)).rowcount
         queue.entries -= removed
         queue.payload_bytes -= payload_bytes
-        if removed != len(seqs):
+        whole = removed == len(seqs)
+        if not whole:
             # An erasure took some of them away meanwhile, and their bytes off the count.
             self._ledger.count_bytes(connection)
         # Tried again, it finds the file as it was.
@@ -262,7 +263,9 @@ class SqliteOutbox:
         connection.executemany(
             "update users set erased_rev = ? where user_id = ?", [(rev, user) for user, rev in erasures.items()]
         )
-        _move_cursors(connection, [user for batch in batches for user in batch.users if user.as_sent], now_us)
+        if whole:
+            # Else the feed has to bring what was applied there, and is not here any more.
+            _move_cursors(connection, [user for batch in batches for user in batch.users if user.as_sent], now_us)
 
     async def bury(self, operation: Operation, *, sqlstate: str, reason: str) -> list[Operation]:
         """Move an operation to the dead letters, and with it what is queued behind it and depends on it.
