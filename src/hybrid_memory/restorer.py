@@ -43,8 +43,8 @@ class Restorer:
         self._is_persistent = is_persistent
         self._dead_letters = dead_letters
         self._uniform = uniform
-        # A process that ended before all was compared may have left such operations behind.
-        self._amending = self._is_in_doubt()
+        # None until the file was asked: a process that ended before all was compared may have left such operations.
+        self._amending: bool | None = None
         # The last number that was queued when all had been compared.
         self._last_before: int | None = None
         self._backoff = Backoff(first_seconds=0.2, cap_seconds=5.0)
@@ -61,6 +61,8 @@ class Restorer:
 
     async def run_once(self) -> float | None:
         """Compare what is in doubt. None when nothing is any more."""
+        if self._amending is None:
+            self._amending = self._is_in_doubt()
         await self._repeat_erasures()
         for user_id in self._past.users_in_doubt():
             if self._is_persistent(user_id):

@@ -124,6 +124,20 @@ async def test_a_write_that_finds_a_page_unreadable_says_that_the_disk_failed_an
     await player.end()
 
 
+async def test_a_disk_that_fails_for_good_as_an_opening_ends_does_not_keep_the_slot(
+    disk: FaultDisk, player: Puppet
+) -> None:
+    await player.begin(disk.root / "healthy")
+    disk.arm(DiskFault(nth=NEVER))
+    await player.do(("open",))
+    calls = disk.matched
+    disk.disarm()
+    await player.end()
+    for nth in range(calls - 2, calls + 1):
+        trial = await attempt(player, disk, DiskFault(nth=nth, times=None))
+        assert trial.wrong == [], f"call {nth} of {calls}"
+
+
 async def test_a_read_that_fails_once_is_read_again_and_writing_goes_on(disk: FaultDisk, player: Puppet) -> None:
     await player.begin(disk.root / "rereading")
     await player.do(("open",), ("store", *"abc"), ("close",), ("open",))
