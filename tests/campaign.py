@@ -61,17 +61,17 @@ class Part:
 # Three lanes, for most faults are waited out: two cores are busy with that.
 PARTS: Final[Mapping[str, Part]] = {
     "simulation": Part(lane=0, share=1.0, run=simulation.run, patient=False),
-    "commits": Part(lane=1, share=0.25, run=partial(network.run, only=network.COMMITS)),
-    "network": Part(lane=1, share=0.3, run=partial(network.run, only=network.OTHERS)),
-    "outages": Part(lane=1, share=0.3, run=outages.run),
+    "commits": Part(lane=1, share=0.22, run=partial(network.run, only=network.COMMITS)),
+    "network": Part(lane=1, share=0.28, run=partial(network.run, only=network.OTHERS)),
+    "outages": Part(lane=1, share=0.26, run=outages.run),
     "disk-errors": Part(lane=1, share=0.07, run=disk_errors.run),
     "file-damage": Part(lane=1, share=0.08, run=file_damage.run),
     "sharing": Part(lane=2, share=0.1, run=sharing.run),
     "sequences": Part(lane=2, share=0.1, run=state_machine.run),
-    "kills": Part(lane=2, share=0.25, run=kills.run),
-    "power-cuts": Part(lane=2, share=0.1, run=power_cuts.run),
-    "failovers": Part(lane=2, share=0.15, run=partial(outages.run_failovers, lose_tail=True)),
-    "more simulation": Part(lane=2, share=0.4, run=partial(simulation.run, half=2), patient=False),
+    "kills": Part(lane=2, share=0.15, run=kills.run),
+    "power-cuts": Part(lane=2, share=0.09, run=power_cuts.run),
+    "failovers": Part(lane=2, share=0.14, run=partial(outages.run_failovers, lose_tail=True)),
+    "more simulation": Part(lane=2, share=0.55, run=partial(simulation.run, half=2), patient=False),
 }
 NICE: Final = 5
 COLUMNS: Final[Mapping[str, Callable[[Tally], str]]] = {
