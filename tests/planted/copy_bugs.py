@@ -39,10 +39,12 @@ COPIES: Final = (
             ),
             Edit(
                 file=_APPLY,
-                find="        select p_user, p_takes, p_erased_rev, p_node_count, p_relationship_count where p_erased_rev = 0\n"
+                find="        select p_user, p_takes, p_erased_rev, p_node_count, p_relationship_count"
+                " where p_erased_rev = 0\n"
                 "        on conflict (user_id) do update\n"
                 "            set rev = h.rev + excluded.rev,",
-                put="        select p_user, v_rev, p_erased_rev, p_node_count, p_relationship_count where p_erased_rev = 0\n"
+                put="        select p_user, v_rev, p_erased_rev, p_node_count, p_relationship_count"
+                " where p_erased_rev = 0\n"
                 "        on conflict (user_id) do update\n"
                 "            set rev = excluded.rev,",
             ),
