@@ -146,19 +146,23 @@ async def test_a_dead_owners_file_that_could_not_be_read_is_adopted_when_it_can(
     assert not (folder / "quarantine").exists()
 
 
-@pytest.mark.parametrize("times", [1, 4], ids=["once", "four times"])
-async def test_a_read_that_fails_for_a_moment_costs_a_damaged_file_nothing_of_its_queue(
-    disk: FaultDisk, player: Puppet, times: int
-) -> None:
-    folder = await left(player, disk.root / f"moment{times}", closed=True)
-    ruin_first_page(folder)
+async def reads_of_a_mending(disk: FaultDisk, player: Puppet, folder: Path) -> int:
+    """How often the copy is read that is made of a file whose first page is ruined."""
+    ruin_first_page(await left(player, folder, closed=True))
     await player.begin(folder)
-    # The copy that is read where the first page is ruined.
     disk.arm(DiskFault(calls=READS, suffix="copy.db", nth=NEVER))
     assert ("open", "ok") in await player.do(("open",))
     reads = disk.matched
     disk.disarm()
     await player.end()
+    return reads
+
+
+@pytest.mark.parametrize("times", [1, 4], ids=["once", "four times"])
+async def test_a_read_that_fails_for_a_moment_costs_a_damaged_file_nothing_of_its_queue(
+    disk: FaultDisk, player: Puppet, times: int
+) -> None:
+    reads = await reads_of_a_mending(disk, player, disk.root / f"moment{times}")
     for nth in sorted(random.Random(f"moment{times}").sample(range(1, reads + 1), SAMPLE // 2)):
         folder = await left(player, disk.root / f"moment{times}-{nth}", closed=True)
         ruin_first_page(folder)
@@ -176,14 +180,7 @@ async def test_a_read_that_fails_for_a_moment_costs_a_damaged_file_nothing_of_it
 async def test_a_disk_that_fails_while_a_damaged_file_is_read_costs_nothing_of_its_queue(
     disk: FaultDisk, player: Puppet
 ) -> None:
-    folder = await left(player, disk.root / "midway", closed=True)
-    ruin_first_page(folder)
-    await player.begin(folder)
-    disk.arm(DiskFault(calls=READS, suffix="copy.db", nth=NEVER))
-    assert ("open", "ok") in await player.do(("open",))
-    reads = disk.matched
-    disk.disarm()
-    await player.end()
+    reads = await reads_of_a_mending(disk, player, disk.root / "midway")
     for nth in (1, reads // 2, reads):
         folder = await left(player, disk.root / f"midway-{nth}", closed=True)
         ruin_first_page(folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import zlib
-from typing import Any, TypeAlias, cast
+from typing import Any, Final, TypeAlias, cast
 
 import orjson
 
@@ -192,13 +192,18 @@ def live_relationships(connection: sqlite3.Connection, user_no: int, node_id: st
     return [(cast("int", row[0]), relationship_row(row[1:])) for row in rows]
 
 
+_BURY_OUTGOING: Final = (
+    "update relationships set deleted_at = ?1 where user_no = ?2 and source_id = ?3 and deleted_at is null"
+)
+_BURY_INCOMING: Final = (
+    "update relationships set deleted_at = ?1 where user_no = ?2 and target_id = ?3 and deleted_at is null"
+)
+
+
 def bury_relationships(connection: sqlite3.Connection, user_no: int, node_id: str, deleted_at: int) -> None:
     """Show the live relationships at a node as deleted; the revisions stay those that Postgres gave."""
-    for end in ("source_id", "target_id"):
-        connection.execute(
-            f"update relationships set deleted_at = ?1 where user_no = ?2 and {end} = ?3 and deleted_at is null",  # noqa: S608 - constants only
-            (deleted_at, user_no, node_id),
-        )
+    for statement in (_BURY_OUTGOING, _BURY_INCOMING):
+        connection.execute(statement, (deleted_at, user_no, node_id))
 
 
 def end_deleted_at(connection: sqlite3.Connection, user_no: int, source_id: str, target_id: str) -> int | None:
